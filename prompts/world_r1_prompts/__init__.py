@@ -1,0 +1,1 @@
+"""Camera vocabulary, prompt curation and the text-only data set."""

@@ -1,0 +1,396 @@
+"""Configuration: one YAML file -> one typed tree. Every default of the project stands here and nowhere else.
+
+`load(path, overrides)` reads the file, applies `key=value` overrides (dotted keys, YAML values) and validates. An unknown key is
+an error that names the nearest known one. This module imports pydantic and yaml only, so that `--help` stays fast.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class Strict(BaseModel):
+    """Base of every section: unknown keys are refused, values are frozen after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class LoraConfig(Strict):
+    """Low-rank adapter (Hu et al., 2021) on the transformer's linear layers."""
+
+    rank: int = Field(32, ge=1)
+    alpha: float = Field(64.0, gt=0)
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+class ModelConfig(Strict):
+    """Which video model is trained, and how it is held in memory."""
+
+    #: Policy class: a name in `world_r1.policies`, or "module:Class".
+    policy: str = "wan"
+    #: Hub id, local path in diffusers layout, or "blockworld" for the embedded model.
+    path: str = "blockworld"
+    #: "auto" is bf16 on a GPU and fp32 on a CPU.
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    #: Adapter; null trains all transformer weights.
+    lora: LoraConfig | None = LoraConfig()
+    #: Adapter directory to start from (safetensors with metadata).
+    init_lora: str | None = None
+    #: Classifier-free guidance scale g, v = v_u + g (v_c - v_u); 1 means no second forward.
+    guidance_scale: float = Field(1.0, ge=1.0)
+    negative_prompt: str = ""
+    gradient_checkpointing: bool = False
+    #: Decay of the exponential moving average of the trained weights; 0 switches it off.
+    ema_decay: float = Field(0.95, ge=0.0, lt=1.0)
+    max_text_length: int = Field(512, ge=1)
+
+
+class VideoConfig(Strict):
+    """Size of what is generated."""
+
+    frames: int = Field(17, ge=1)
+    height: int = Field(96, ge=16)
+    width: int = Field(160, ge=16)
+    fps: float = Field(8.0, gt=0)
+
+
+class NoiseConfig(Strict):
+    """Camera-warped initial noise (Go-with-the-Flow, arXiv 2501.08331; World-R1 section 1.4)."""
+
+    #: False samples plain white noise for every prompt.
+    warp: bool = True
+    #: a in ((1-a) warped + a fresh) / sqrt((1-a)^2 + a^2); 0 keeps the full correlation between frames, 1 is white noise.
+    degradation: float = Field(0.35, ge=0.0, le=1.0)
+    #: s in ((1-s) base + s warped) / sqrt((1-s)^2 + s^2), base drawn independently; 1 uses the warped noise as it is.
+    strength: float = Field(1.0, ge=0.0, le=1.0)
+    #: Side of the fine grid inside one latent cell; sub-cell motion is resolved to 1/fine of a cell.
+    fine: int = Field(8, ge=1, le=32)
+    #: The videos of one group share x_T, so that advantages come from the stochastic steps alone.
+    shared_in_group: bool = False
+
+
+class CameraConfig(Strict):
+    """Amplitudes of the camera commands."""
+
+    #: "blockworld" (pretraining's amplitudes) or "world_r1" (the public release's).
+    preset: Literal["blockworld", "world_r1"] = "blockworld"
+
+
+class WindowConfig(Strict):
+    """SDE window (Flow-GRPO-Fast, MixGRPO): stochastic steps inside, ODE elsewhere."""
+
+    #: Number of stochastic (stored and trained) steps.
+    size: int = Field(3, ge=1)
+    #: "first": steps 0..size-1. "random": `size` distinct steps drawn per (step, prompt) from the first `within` steps.
+    position: Literal["first", "random"] = "first"
+    #: Candidate steps for "random"; null means all but the last.
+    within: int | None = Field(None, ge=1)
+
+
+class FlowConfig(Strict):
+    """Sigma schedule and transitions of the policy."""
+
+    #: Denoising steps in training rollouts.
+    steps: int = Field(8, ge=1)
+    #: Timestep shift: sigma -> shift sigma / (1 + (shift - 1) sigma).
+    shift: float = Field(3.0, gt=0)
+    #: Family of stochastic transitions: Flow-GRPO's SDE, its Wan variant, or coefficients-preserving sampling.
+    family: Literal["flow_sde", "wan_sde", "cps"] = "flow_sde"
+    #: Noise level: a (flow_sde), multiplier of sigma (wan_sde), eta (cps).
+    noise_level: float = Field(0.7, gt=0)
+    window: WindowConfig = WindowConfig()
+    #: Reduction of the Gaussian log-density over latent dimensions.
+    log_prob: Literal["mean", "sum"] = "mean"
+
+
+class KLConfig(Strict):
+    """KL to the frozen base model, scheduled by total nats per trained step (research note tiny-world: beta on a mean is no anchor)."""
+
+    #: Weight of the KL averaged over latent dimensions; the start value when `target_nats` is set. 0 and no target: no KL.
+    beta: float = Field(0.3, ge=0)
+    #: Adaptive beta: raise above and lower below this total KL in nats per trained step. null keeps beta fixed.
+    target_nats: float | None = Field(None, gt=0)
+    #: Largest change of beta in one update, as a factor.
+    rate: float = Field(1.2, gt=1)
+
+
+class AdvantageConfig(Strict):
+    """Group-relative advantages."""
+
+    #: "total": standardise the weighted sum. "parts": standardise every reward within its group, then weight and sum (GDPO).
+    standardise: Literal["total", "parts"] = "total"
+    clip: float = Field(5.0, gt=0)
+    #: Groups whose spread is at or below this are dropped and counted.
+    min_std: float = Field(1e-4, ge=0)
+    #: Fewest valid videos a group needs.
+    min_valid: int = Field(2, ge=2)
+
+
+class AlgorithmConfig(Strict):
+    """Policy-gradient algorithm: a name in `world_r1.algorithms`."""
+
+    name: Literal["flow_grpo", "diffusion_nft"] = "flow_grpo"
+    clip_low: float = Field(1e-3, gt=0)
+    #: Upper clip; null uses `clip_low` (symmetric).
+    clip_high: float | None = Field(None, gt=0)
+    #: GRPO-Guard: standardise log-ratios per denoising step before clipping.
+    ratio_norm: bool = False
+    kl: KLConfig = KLConfig()
+    advantage: AdvantageConfig = AdvantageConfig()
+    #: Optimizer steps per rollout batch.
+    updates: int = Field(1, ge=1)
+    #: DiffusionNFT: guidance strength beta, noise levels drawn per video, decay of the old policy.
+    nft_beta: float = Field(1.0, gt=0)
+    nft_sigmas: int = Field(2, ge=1)
+    nft_decay: float = Field(0.9, ge=0, lt=1)
+
+
+class OptimizerConfig(Strict):
+    """AdamW."""
+
+    learning_rate: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(1e-4, ge=0)
+    grad_clip: float = Field(1.0, gt=0)
+    #: Optimizer steps of linear warm-up.
+    warmup: int = Field(0, ge=0)
+    #: Videos per forward in the update.
+    micro_batch: int = Field(4, ge=1)
+
+
+class RewardConfig(Strict):
+    """One reward in the sum: a name in `world_r1_rewards.scores`, or "module:Class"."""
+
+    name: str
+    weight: float = Field(1.0, ge=0)
+    #: "rigid": only prompts of that kind get it; "dynamic" likewise; "all": every prompt.
+    phase: Literal["all", "rigid", "dynamic"] = "all"
+    options: dict[str, Any] = {}
+
+
+class RewardsConfig(Strict):
+    """What is scored, with what, and how many failures are tolerated."""
+
+    rewards: tuple[RewardConfig, ...] = (RewardConfig(name="constant"),)
+    #: Constructor options by probe name, for example {"flow_ba": {"keys": 3}}.
+    probes: dict[str, dict[str, Any]] = {}
+    #: Share of failed videos in a step above which the run stops.
+    max_failure_rate: float = Field(0.3, ge=0, le=1)
+    #: Seconds after which one video's scoring counts as failed.
+    timeout: float = Field(120.0, gt=0)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> RewardsConfig:
+        names = [reward.name for reward in self.rewards]
+        if len(set(names)) != len(names):
+            raise ValueError(f"reward names must be unique, got {names}")
+        return self
+
+
+class PromptsConfig(Strict):
+    """Prompt sets: a text file (one prompt a line), a JSONL file, or "blockworld:SPLIT:COUNT" (generated, seeded)."""
+
+    train: str = "blockworld:train:2000"
+    dynamic: str | None = "blockworld:dynamic:400"
+    test: str = "blockworld:test:64"
+    #: Prompts per step and videos per prompt; neither depends on how many processes there are.
+    groups: int = Field(2, ge=1)
+    group_size: int = Field(8, ge=2)
+
+
+class PhasesConfig(Strict):
+    """Periodic decoupled training (World-R1 section 3), in optimizer-update steps of the loop."""
+
+    rigid_steps: int = Field(100, ge=1)
+    dynamic_steps: int = Field(0, ge=0)
+
+
+class ClusterConfig(Strict):
+    """Where the actors run."""
+
+    #: "colocated": sampler and learner are one process that shares the weights. "disaggregated": separate processes.
+    mode: Literal["colocated", "disaggregated"] = "colocated"
+    #: Ray address to join; null starts a local cluster that ends with the run.
+    address: str | None = None
+    samplers: int = Field(1, ge=1)
+    judges: int = Field(1, ge=1)
+    #: CPUs and GPUs that Ray reserves per actor; the policy's GPUs apply when the model is on a GPU.
+    cpus_per_policy: float = Field(1.0, ge=0)
+    gpus_per_policy: float = Field(1.0, ge=0)
+    cpus_per_judge: float = Field(1.0, ge=0)
+    gpus_per_judge: float = Field(0.0, ge=0)
+    #: Torch threads in a policy process. Two busy processes with two threads each on two cores were 30 times slower.
+    threads: int = Field(1, ge=1)
+    #: Start-up patience in seconds; progress is reported while waiting.
+    timeout: float = Field(180.0, gt=0)
+    #: Loop with rollouts one step ahead of the learner; 0 is the synchronous loop.
+    max_staleness: int = Field(0, ge=0, le=1)
+
+
+class EvaluationConfig(Strict):
+    """Held-out evaluation before and after (paired noise); models and geometry that no reward uses."""
+
+    prompts: int = Field(48, ge=2)
+    #: Denoising steps (ODE); null uses `flow.steps`.
+    steps: int | None = Field(None, ge=1)
+    #: Also evaluate during training every so many steps; 0 only before and after.
+    every: int = Field(0, ge=0)
+    seed: int = 90_001
+    bootstrap: int = Field(2000, ge=100)
+    #: Videos kept as MP4 and contact sheet.
+    keep: int = Field(8, ge=0)
+
+
+class RecordConfig(Strict):
+    """What is written beside metrics.jsonl."""
+
+    tensorboard: bool = True
+    wandb: bool = False
+    wandb_project: str = "world-r1"
+    #: Save one group's videos every so many steps; 0 never.
+    video_every: int = Field(10, ge=0)
+    #: Rich progress display; "auto" shows it on a terminal and prints one line a step elsewhere.
+    progress: Literal["auto", "always", "never"] = "auto"
+
+
+class Config(Strict):
+    """The whole run."""
+
+    name: str = "run"
+    #: Parent of the run directory `<runs>/<name>/`.
+    runs: str = "runs"
+    seed: int = 0
+    #: Loop steps (one rollout batch each).
+    steps: int = Field(100, ge=0)
+    #: "ray": the project's own loop. "trl": a single-job GRPOTrainer subclass.
+    backend: Literal["ray", "trl"] = "ray"
+    #: Checkpoint every so many steps, and at the end; `keep` newest are kept.
+    save_every: int = Field(10, ge=1)
+    keep: int = Field(2, ge=1)
+    #: Wall-clock budget in minutes after which the run saves and evaluates; null means none.
+    max_minutes: float | None = Field(None, gt=0)
+    model: ModelConfig = ModelConfig()
+    video: VideoConfig = VideoConfig()
+    camera: CameraConfig = CameraConfig()
+    noise: NoiseConfig = NoiseConfig()
+    flow: FlowConfig = FlowConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    rewards: RewardsConfig = RewardsConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    phases: PhasesConfig = PhasesConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    record: RecordConfig = RecordConfig()
+
+    @model_validator(mode="after")
+    def _window_fits_the_schedule(self) -> Config:
+        window, steps = self.flow.window, self.flow.steps
+        candidates = min(window.within or steps - 1, steps - 1) if window.position == "random" else steps
+        if window.size > candidates:
+            raise ValueError(
+                f"flow.window.size={window.size} does not fit into {candidates} candidate steps (flow.steps={steps}); "
+                "lower window.size or raise flow.steps"
+            )
+        return self
+
+    @property
+    def directory(self) -> Path:
+        """`runs/<name>`, where everything of this run is written."""
+        return Path(self.runs) / self.name
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says what is wrong, what was got and what to do."""
+
+
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a YAML file and `key=value` overrides into a validated `Config`.
+
+    Raises `ConfigError` for a missing or malformed file, an unknown key (with the nearest known one), or a bad value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise ConfigError(f"no configuration file at {path}{hint}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections, got {type(tree).__name__}")
+    for override in overrides:
+        _override(tree, override)
+    return parse(tree, source=str(path))
+
+
+def parse(tree: dict[str, Any], source: str = "configuration") -> Config:
+    """Validate a nested mapping; raises `ConfigError` with one line per problem."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problems = "; ".join(_explain(problem) for problem in error.errors())
+        raise ConfigError(f"{source}: {problems}") from error
+
+
+def json_schema() -> str:
+    """JSON schema of the configuration, for editors (`# yaml-language-server: $schema=...`)."""
+    return json.dumps(Config.model_json_schema(), indent=2) + "\n"
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"an override is written key=value, for example flow.steps=8; got {text!r}")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of override {text!r} is not valid YAML: {' '.join(str(error).split())}") from error
+    if isinstance(parsed, str) and _is_number(parsed):
+        parsed = float(parsed)  # YAML 1.1 reads 1e-4 as a string
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {text!r}: {parent} is {child!r}, which has no keys")
+        node = child
+    node[leaf] = parsed
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _explain(problem: Any) -> str:
+    """One pydantic problem in one line, with the nearest key for a misspelt one."""
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        message = problem["msg"].removeprefix("Value error, ")
+        return f"{where or 'configuration'}: {message} (got {problem['input']!r})" if where else message
+    known = _keys_at(problem["loc"][:-1])
+    near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
+    return f"unknown key {where!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known keys are {', '.join(known)}")
+
+
+def _keys_at(location: tuple[Any, ...]) -> list[str]:
+    section: type[BaseModel] = Config
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        options = [annotation, *get_args(annotation)]
+        section = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return list(section.model_fields)

@@ -1,0 +1,163 @@
+"""What travels between processes: small frozen records, every array field with shape, dtype and unit.
+
+`Prompt -> Rollout -> Evidence -> Score -> Group -> Weights`. Videos and latents are numpy arrays because Ray maps numpy
+without a copy (a torch tensor is pickled); the driver holds references to them and never the arrays themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+Kind = Literal["rigid", "dynamic"]
+Status = Literal["ok", "degenerate", "failed"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One line of the text-only data set.
+
+    Example: `Prompt(id="train-000017", text="Camera orbit left. A red box on grass under a blue sky.", kind="rigid")`
+    """
+
+    id: str
+    text: str
+    kind: Kind = "rigid"
+    #: Facts the generator knows about the text (blockworld: colours, shapes, ...). Evaluation may read them, rewards may not.
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A camera path: one pose per video frame. Built by `world_r1.camera.trajectory`.
+
+    Example: `Trajectory(c2w=<17x4x4>, K=<3x3>, size=(96, 160), depth=3.6, command="orbit left")`
+    """
+
+    #: [T, 4, 4] float32, camera-to-world, OpenCV axes (x right, y down, z forward); frame 0 is the identity.
+    c2w: np.ndarray
+    #: [3, 3] float32 intrinsics in pixels of `size`.
+    K: np.ndarray
+    #: (height, width) in pixels that `K` belongs to. An intrinsics matrix without its size is a bug waiting to happen.
+    size: tuple[int, int]
+    #: Distance of the subject in front of the first camera, in the unit of the translations of `c2w`.
+    depth: float
+    #: Canonical command text, for example "push in, then pan left"; "" when the prompt names no camera.
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What a reward worker receives: one finished video with what was asked for.
+
+    Example: `Clip(id="s3-p1-k0", video=<17x96x160x3 uint8>, prompt=Prompt(...), trajectory=Trajectory(...), fps=8.0)`
+    """
+
+    id: str
+    #: [T, H, W, 3] uint8, sRGB.
+    video: np.ndarray
+    prompt: Prompt
+    #: The commanded path, or None when the prompt commands none.
+    trajectory: Trajectory | None
+    fps: float = 8.0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one probe saw in one video. Computed once per video and shared by every reward that needs it.
+
+    Example: `Evidence(probe="flow_ba", status="ok", data={"c2w": ..., "K": ..., "depth": ...}, seconds=0.41)`
+    """
+
+    probe: str
+    status: Status
+    data: Mapping[str, Any] = field(default_factory=dict)
+    #: Why the status is not "ok"; "" otherwise.
+    reason: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """One reward's verdict on one video. A score without `status == "ok"` has `value is None`: a failure is a missing value.
+
+    Example: `Score(reward="trajectory", status="ok", value=0.83, parts={"rotation": 0.9, "translation": 0.76})`
+    """
+
+    reward: str
+    status: Status
+    value: float | None
+    parts: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.status == "ok") != (self.value is not None):
+            raise ValueError(f"{self.reward}: a score has a value exactly when its status is ok; got {self.status} and {self.value}")
+        if self.value is not None and not np.isfinite(self.value):
+            raise ValueError(f"{self.reward}: a score must be finite, got {self.value}; return status 'failed' and value None instead")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All scores of one video and their weighted sum; `total` is None if any score that counts is missing.
+
+    Example: `Verdict(clip="s3-p1-k0", total=1.71, scores=(Score(...), Score(...)), seconds={"flow_ba": 0.4})`
+    """
+
+    clip: str
+    total: float | None
+    scores: tuple[Score, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled video and everything the learner needs to take its log-probs again.
+
+    Example: `Rollout(id="s3-p1-k0", prompt=Prompt(...), group=1, seed=(7, 3, 1, 0), version=3, ...)`
+    """
+
+    id: str
+    prompt: Prompt
+    #: Index of the group (one prompt, `group_size` videos) within the step.
+    group: int
+    #: (run seed, step, prompt index, sample index): all randomness of this sample follows from it.
+    seed: tuple[int, int, int, int]
+    #: Version of the policy weights that the log-probs were drawn with.
+    version: int
+    #: [k] indices into the sigma schedule of the k stochastic (stored and trained) steps, ascending, int64.
+    steps: np.ndarray
+    #: [k, C, t, h, w] float32: x_t before each stochastic step.
+    latents: np.ndarray
+    #: [k, C, t, h, w] float32: x_{t-1} drawn at each stochastic step.
+    next_latents: np.ndarray
+    #: [k] float32: log-prob of each draw under the sampling policy, in the reduction that the config names.
+    log_probs: np.ndarray
+    #: [C, t, h, w] float32: final latents x_0 (forward-process algorithms train on these).
+    x0: np.ndarray
+
+
+@dataclass(frozen=True)
+class Group:
+    """The videos of one prompt in one step with their verdicts, before advantages.
+
+    Example: `Group(prompt=Prompt(...), rollouts=("s3-p1-k0", "s3-p1-k1"), verdicts=(Verdict(...), Verdict(...)))`
+    """
+
+    prompt: Prompt
+    rollouts: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A published policy version: the adapter (or full) state by parameter name.
+
+    Example: `Weights(version=4, state={"blocks.0.attn1.to_q.lora_A.default.weight": <32x320 float32>})`
+    """
+
+    version: int
+    state: Mapping[str, np.ndarray]
