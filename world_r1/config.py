@@ -113,7 +113,8 @@ class FlowConfig(Strict):
 class KLConfig(Strict):
     """KL to the frozen base model, scheduled by total nats per trained step (research note tiny-world: beta on a mean is no anchor)."""
 
-    #: Weight of the KL averaged over latent dimensions; the start value when `target_nats` is set. 0 and no target: no KL.
+    #: Weight of the KL, which is in the reduction of `flow.log_prob`; the start value when `target_nats` is set. 0 and no target: no KL;
+    #: 0 with a target starts at 1 / sqrt(2 target_nats), the weight that holds there (derivation in `world_r1.loss`).
     beta: float = Field(0.3, ge=0)
     #: Adaptive beta: raise above and lower below this total KL in nats per trained step. null keeps beta fixed.
     target_nats: float | None = Field(None, gt=0)

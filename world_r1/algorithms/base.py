@@ -1,4 +1,4 @@
-"""The interface every policy-optimisation algorithm stands behind: likelihood-based (Flow-GRPO) or forward-process (DiffusionNFT)."""
+"""The interface of a policy-optimisation algorithm: likelihood-based (Flow-GRPO) or forward-process (DiffusionNFT)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,144 @@
+"""Flow-GRPO: the likelihood-ratio method (arXiv 2505.05470), trained on the steps of the SDE window only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from world_r1 import flow, loss
+from world_r1.algorithms.base import Batch, Loss
+from world_r1.config import Config, KLConfig
+from world_r1.policy import Policy
+
+
+class AdaptiveBeta:
+    """The KL weight, steered towards a total KL of `target_nats` per trained step.
+
+    An unclipped policy gradient settles at 1 / (2 beta^2) nats (`loss`), so beta sqrt(kl / target) is the weight that would
+    have given the target; one update goes there by at most the factor `rate`. While the KL is below the target and still
+    rising, beta is held: training starts at KL 0, and lowering the weight all the way up would overshoot by far.
+    """
+
+    def __init__(self, config: KLConfig) -> None:
+        self.config = config
+        self.value = config.beta
+        self.last: float | None = None
+        if config.target_nats is not None and config.beta == 0:
+            self.value = loss.beta_for_nats(config.target_nats)
+
+    def update(self, kl_nats: float) -> None:
+        """One optimizer step's mean KL; without a target beta stays as it is."""
+        if self.config.target_nats is None:
+            return
+        factor = (kl_nats / self.config.target_nats) ** 0.5
+        rising = self.last is None or kl_nats >= self.last
+        if factor > 1.0 or not rising:
+            self.value *= min(max(factor, 1.0 / self.config.rate), self.config.rate)
+        self.last = kl_nats
+
+
+class FlowGRPO:
+    """Clipped surrogate on the ratio of transition densities, plus the closed-form KL to the base model.
+
+    Surrogate and KL are in the reduction of `flow.log_prob`, so that beta means the same in both (the balance in `loss` holds for
+    either). Each window step is one loss: the graph of one velocity evaluation is alive at a time.
+
+    Metrics of a step: `policy_loss`, `ratio_mean`, `ratio_std`, `clip_fraction`, `approx_kl`; with a KL term also `kl_loss`,
+    `kl_nats` (total over the latent dimensions, mean over videos) and `beta`.
+    """
+
+    stochastic = True
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.sigmas = flow.schedule(config.flow.steps, config.flow.shift)
+        flow.window(config.flow, 0)  # refuses a window without noise before anything is sampled
+        self.beta = AdaptiveBeta(config.algorithm.kl)
+
+    def losses(self, policy: Policy, batch: Batch) -> Iterator[Loss]:
+        """One `Loss` per window step, weighted 1/k; ValueError for a batch without stochastic steps."""
+        k = batch.steps.shape[1]
+        if k == 0:
+            raise ValueError("flow_grpo needs rollouts with stochastic steps; these have none (flow.window)")
+        replayed = flow.replay_noise(batch.seeds, k, batch.x0.shape[1:]) if self.config.algorithm.ratio_norm else None
+        for j in range(k):
+            value, metrics = self._step(policy, batch, j, None if replayed is None else replayed[:, j])
+            names, numbers = list(metrics), torch.stack([number.detach() for number in metrics.values()]).tolist()
+            yield Loss(value / k, {**dict(zip(names, numbers, strict=True)), "beta": self.beta.value})
+
+    def _step(
+        self, policy: Policy, batch: Batch, j: int, noise: torch.Tensor | None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss at window position j and its metrics."""
+        settings = self.config.algorithm
+        x, x_next, steps = batch.latents[:, j], batch.next_latents[:, j], batch.steps[:, j]
+
+        def velocity(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+            return policy.velocity(x, sigma, batch.condition)
+
+        base = None
+        if self.beta.value > 0:  # before the policy's own pass, so that no graph is alive meanwhile
+            with torch.no_grad(), policy.reference():
+                base = flow.evaluate_transition(velocity, x, steps, self.sigmas, self.config.flow)
+        transition, log_prob = flow.evaluate(velocity, x, x_next, steps, self.sigmas, self.config.flow)
+        log_ratio = log_prob - batch.log_probs[:, j]
+        if noise is not None:
+            log_ratio = self._normalised(log_ratio, transition, x_next, noise, steps, batch.log_probs[:, j])
+        value = loss.clipped_surrogate(log_ratio, batch.advantages, settings.clip_low, settings.clip_high).mean()
+        metrics = {"policy_loss": value, **loss.ratio_metrics(log_ratio, settings.clip_low, settings.clip_high)}
+        if base is not None:
+            kl = transition.kl(base, self.config.flow.log_prob).mean()
+            metrics["kl_loss"] = self.beta.value * kl
+            metrics["kl_nats"] = kl * x[0].numel() if self.config.flow.log_prob == "mean" else kl
+            value = value + self.beta.value * kl
+        return value, metrics
+
+    def _normalised(
+        self,
+        log_ratio: torch.Tensor,
+        transition: flow.Transition,
+        x_next: torch.Tensor,
+        noise: torch.Tensor,
+        steps: torch.Tensor,
+        drawn_log_prob: torch.Tensor,
+    ) -> torch.Tensor:
+        """GRPO-Guard: centred by the KL to the sampling policy (its mean is the draw minus the replayed noise), scaled per step."""
+        old = flow.Transition(
+            x_next - transition.std.reshape(-1, *[1] * (x_next.dim() - 1)) * noise.to(x_next.device), transition.std
+        )
+        mismatch = (old.log_prob(x_next, "mean") - self._per_dimension(drawn_log_prob, x_next)).abs().max()
+        if float(mismatch) > 1e-2:
+            raise ValueError(
+                "algorithm.ratio_norm replays the rollouts' noise from their seeds, and these rollouts were drawn with other noise "
+                f"(log-prob differs by {float(mismatch):.3g} per dimension); sample with flow.generators(seeds)"
+            )
+        centred = loss.centred_log_ratio(log_ratio, transition, old.mean, self.config.flow.log_prob)
+        index, c = steps.cpu(), self.config.flow
+        trainable = torch.arange(self._trainable())
+        chosen = flow.coefficients(c.family, self.sigmas[index], self.sigmas[index + 1], c.noise_level)
+        trained = flow.coefficients(c.family, self.sigmas[trainable], self.sigmas[trainable + 1], c.noise_level)
+        return centred * loss.step_scale(chosen, trained).to(centred.device)
+
+    def _per_dimension(self, log_prob: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return log_prob if self.config.flow.log_prob == "mean" else log_prob / x[0].numel()
+
+    def _trainable(self) -> int:
+        """How many steps, from the first, the window can hold."""
+        window, last = self.config.flow.window, self.config.flow.steps - 1
+        return window.size if window.position == "first" else min(window.within or last, last)
+
+    def after_update(self, policy: Policy, metrics: dict[str, float]) -> dict[str, float]:
+        """Steers beta by `kl_nats`, the mean over the optimizer step."""
+        if "kl_nats" in metrics:
+            self.beta.update(metrics["kl_nats"])
+        return {"beta": self.beta.value}
+
+    def state_dict(self) -> dict[str, Any]:
+        """`beta`, and `last_kl_nats` once there is one."""
+        return {"beta": self.beta.value} | ({} if self.beta.last is None else {"last_kl_nats": self.beta.last})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.beta.value, self.beta.last = float(state["beta"]), state.get("last_kl_nats")
