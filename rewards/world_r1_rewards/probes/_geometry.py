@@ -1,0 +1,55 @@
+"""What a geometry probe gives: one reconstruction of one clip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Cameras, depth and the quality of a reconstruction. The unit of length is arbitrary (monocular).
+
+    Example: `Geometry(c2w=<17x4x4>, K=<3x3>, size=(96, 160), frames=<9>, keys=<3>, inliers=0.96, motion=0.11, ...)`
+    """
+
+    #: [T, 4, 4] float32 camera-to-world, OpenCV axes, frame 0 is the identity. Between `frames` the poses are interpolated.
+    c2w: np.ndarray
+    #: [3, 3] float32 intrinsics in pixels of `size`.
+    K: np.ndarray
+    #: (height, width) that `K` and `depth` belong to: the clip's own aspect.
+    size: tuple[int, int]
+    #: [F] int64 frames whose poses were estimated, [A] int64 keyframes among all T frames.
+    frames: np.ndarray
+    keys: np.ndarray
+    #: [A, h, w] float32 z-depth of the keyframes on a grid; `grid` [h, w, 2] float32 holds its points in pixels of `size`.
+    depth: np.ndarray
+    grid: np.ndarray
+    #: [A, h, w] share of the frames in which the point was seen consistently, 0..1.
+    confidence: np.ndarray
+    #: Share of the checked observations within half a working pixel of the reconstruction, 0..1.
+    inliers: float
+    #: Mean robust residual in working pixels.
+    residual: float
+    #: Mean and worst share of the points on which forward and backward flow agree, 0..1.
+    coverage: float
+    link: float
+    #: Mean displacement between keyframes and frames over the width; 0 for a frozen clip.
+    motion: float
+    #: 1 for smooth motion, about 0.45 for shuffled frames.
+    straightness: float
+    #: Share of the displacement that translation explains, 0..1 (0 for pure rotation), and spread of log depth.
+    translation_share: float
+    relief: float
+    #: Share of grid points with texture, 0..1.
+    texture: float
+    #: Re-rendered keyframes: mean patch correlation -1..1, the same without warp, PSNR in dB after gain and bias.
+    correlation: float
+    still_correlation: float
+    photometric: float
+    #: Coloured points for reports and new views: [N, 3] float32 in the frame of camera 0, [N, 3] uint8.
+    points: np.ndarray
+    colours: np.ndarray
+    #: Log of focal over width and its prior are related by this many log units.
+    focal_shift: float

@@ -1,0 +1,149 @@
+"""Re-rendering through a reconstruction: keyframes from other frames (how well does one world explain them?), and new views.
+
+The comparison is made at the time, the intrinsics and the aspect of the clip itself: keyframe k, as filmed, against keyframe k
+re-rendered from the pixels of frame t through depth and poses.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from world_r1_rewards.probes._lm import Problem, Projection
+
+#: Side of the patches that are correlated, pixels.
+PATCH = 7
+#: Patches whose variance is this share of the clip's are half trusted.
+FLAT = 0.02
+#: Occlusion may excuse at most this share of the visible pixels.
+EXCUSE = 0.35
+
+
+class Agreement(NamedTuple):
+    """How well keyframes are explained by other frames; [B] each."""
+
+    correlation: torch.Tensor  #: mean ZNCC of textured patches, -1..1
+    photometric: torch.Tensor  #: PSNR in dB after the best gain and bias a pair
+    still: torch.Tensor  #: the correlation without any warp: what a frozen camera would have got
+
+
+def agreement(frames: torch.Tensor, problem: Problem, p: Projection, used: torch.Tensor) -> Agreement:
+    """Compare keyframes with themselves re-rendered from all used frames.
+
+    `frames` [B, T, H, W] grey in 0..1; `used` [B, A, T] bool says which pairs count. The grid of `problem` must be the clip's.
+    """
+    B, T, H, W = frames.shape
+    A = len(problem.keys)
+    seen = p.ahead.to(frames.dtype)
+    at = torch.stack([p.u * p.f, p.v * p.f], 3).unflatten(-1, problem.base.shape[:2])  # [B, A, T, 2, h, w] from the centre
+    shift = at - problem.base.permute(2, 0, 1)
+    dense = _upsample(shift, problem.base, H, W)  # [B*A*T, 2, H, W]
+    y, x = torch.meshgrid(torch.arange(H, device=dense.device), torch.arange(W, device=dense.device), indexing="ij")
+    pixel = torch.stack([x, y]).to(dense) + 0.5 + dense
+    look = torch.stack([pixel[:, 0] / W, pixel[:, 1] / H], -1) * 2 - 1
+    source = frames[:, None].expand(B, A, T, H, W).reshape(-1, 1, H, W)
+    warped = F.grid_sample(source, look, mode="bilinear", padding_mode="border", align_corners=False)[:, 0]
+    inside = (look.abs() <= 1).all(-1)
+    front = F.interpolate(seen.reshape(-1, 1, *problem.base.shape[:2]), size=(H, W), mode="nearest")[:, 0]
+    visible = _visible(problem, inside.to(frames.dtype) * front, H, W)
+    key = frames[:, problem.keys][:, :, None].expand(B, A, T, H, W).reshape(-1, H, W)
+    variance = frames.flatten(2).var(2).mean(1).clamp_min(1e-6)
+    floor = (FLAT * variance).repeat_interleave(A * T)
+    pairs = used.reshape(-1).to(frames.dtype)
+    mean = lambda value: ((value * pairs).view(B, -1).sum(1)) / pairs.view(B, -1).sum(1).clamp_min(1)  # noqa: E731
+    zncc = mean(_zncc(key, warped, visible, floor))
+    still = mean(_zncc(key, source[:, 0], torch.ones_like(visible), floor))
+    return Agreement(zncc, mean(_psnr(key, warped, visible)), still)
+
+
+def _upsample(shift: torch.Tensor, base: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Field on the grid -> every pixel, bilinear, extended linearly past the outermost grid points by clamping."""
+    flat = shift.flatten(0, 2)
+    x0, y0 = base[0, 0].tolist()
+    step = (base[0, 1, 0] - base[0, 0, 0]).item() if base.shape[1] > 1 else 1.0
+    x = (torch.arange(width, device=flat.device, dtype=flat.dtype) + 0.5 - width / 2 - x0) / step
+    y = (torch.arange(height, device=flat.device, dtype=flat.dtype) + 0.5 - height / 2 - y0) / step
+    return _lerp(_lerp(flat, y, -2), x, -1)
+
+
+def _lerp(values: torch.Tensor, at: torch.Tensor, dim: int) -> torch.Tensor:
+    """Linear interpolation along one dimension at fractional indices `at`, clamped to the ends."""
+    last = values.shape[dim] - 1
+    low = at.floor().clamp(0, max(last - 1, 0)).long()
+    share = (at - low).clamp(0, 1)
+    share = share[:, None] if dim == -2 else share
+    return torch.lerp(values.index_select(dim, low), values.index_select(dim, (low + 1).clamp_max(last)), share)
+
+
+def _visible(problem: Problem, inside: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """In the frame and not occluded (where the flows disagree), but occlusion may not excuse more than its share."""
+    agreed = (problem.weight > 0).to(inside.dtype).reshape(-1, 1, *problem.base.shape[:2])
+    agreed = F.interpolate(agreed, size=(height, width), mode="nearest")[:, 0] * inside
+    enough = agreed.sum((1, 2)) > (1 - EXCUSE) * inside.sum((1, 2))
+    return torch.where(enough[:, None, None], agreed, inside)
+
+
+def _box(x: torch.Tensor) -> torch.Tensor:
+    """Mean over PATCH x PATCH, separable."""
+    half = PATCH // 2
+    x = F.avg_pool2d(x[:, None], (1, PATCH), 1, (0, half), count_include_pad=False)
+    return F.avg_pool2d(x, (PATCH, 1), 1, (half, 0), count_include_pad=False)[:, 0]
+
+
+def _zncc(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
+    """[N] mean zero-normalised cross-correlation of patches, weighted by texture and `weight`.
+
+    Textured is what either picture shows: a blurred rendering may not hide where the keyframe has detail, nor the reverse.
+    """
+    a_mean, b_mean = _box(a), _box(b)
+    a_var = (_box(a * a) - a_mean * a_mean).clamp_min(0)
+    b_var = (_box(b * b) - b_mean * b_mean).clamp_min(0)
+    covariance = _box(a * b) - a_mean * b_mean
+    floor = floor[:, None, None]
+    correlation = covariance / (a_var * b_var).sqrt().clamp_min(1e-7).add(0.1 * floor)
+    strongest = torch.maximum(a_var, b_var)
+    trust = weight * strongest / (strongest + floor)
+    return (correlation.clamp(-1, 1) * trust).sum((1, 2)) / trust.sum((1, 2)).clamp_min(1e-6)
+
+
+def _psnr(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """[N] PSNR in dB of b against a after the least-squares gain and bias of the pair (lighting is not geometry)."""
+    total = weight.sum((1, 2)).clamp_min(1)
+    mean = lambda x: (x * weight).sum((1, 2)) / total  # noqa: E731
+    a_mean, b_mean = mean(a), mean(b)
+    covariance, b_var = mean(a * b) - a_mean * b_mean, (mean(b * b) - b_mean**2).clamp_min(1e-6)
+    gain = (covariance / b_var).clamp(0.5, 2.0)
+    error = a - gain[:, None, None] * b - (a_mean - gain * b_mean)[:, None, None]
+    return -10 * (mean(error * error) + 1e-5).log10()
+
+
+def splat(points: torch.Tensor, colours: torch.Tensor, c2w: torch.Tensor, K: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Render coloured points with a depth buffer: image [H, W, 3] in 0..1 and coverage mask [H, W] bool.
+
+    `points` [N, 3] world, `colours` [N, 3] in 0..1, `c2w` [4, 4], `K` [3, 3] in pixels of `size` (pixel centres at +0.5). A point paints the
+    2x2 pixels about it; the nearest wins. Small holes are filled from their painted neighbours and count as covered.
+    """
+    height, width = size
+    local = (points - c2w[:3, 3]) @ c2w[:3, :3]
+    ahead = local[:, 2] > 1e-3
+    local, colours = local[ahead], colours[ahead]
+    u = local[:, 0] / local[:, 2] * K[0, 0] + K[0, 2] - 0.5
+    v = local[:, 1] / local[:, 2] * K[1, 1] + K[1, 2] - 0.5
+    columns = torch.stack([u.floor(), u.floor() + 1]).repeat(2, 1).flatten().long()
+    rows = torch.stack([v.floor(), v.floor() + 1]).repeat_interleave(2, 0).flatten().long()
+    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+    index = (rows * width + columns)[inside]
+    depth, paint = local[:, 2].repeat(4)[inside], colours.repeat(4, 1)[inside]
+    nearest = torch.full((height * width,), torch.inf, device=depth.device, dtype=depth.dtype)
+    nearest.scatter_reduce_(0, index, depth, "amin")
+    front = depth <= nearest[index] * 1.02  # blend what lies on the same surface
+    total = torch.zeros(height * width, 4, device=depth.device, dtype=depth.dtype)
+    total.index_add_(0, index[front], torch.cat([paint, torch.ones_like(paint[:, :1])], 1)[front])
+    image = total.view(1, height, width, 4).permute(0, 3, 1, 2)
+    for _ in range(2):
+        around = F.avg_pool2d(image, 3, 1, 1)
+        image = torch.where(image[:, 3:] > 0, image, around)
+    covered = image[0, 3] > 0
+    return (image[0, :3] / image[0, 3:].clamp_min(1e-6)).permute(1, 2, 0) * covered[..., None], covered
