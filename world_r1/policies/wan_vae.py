@@ -45,6 +45,15 @@ def decode(vae: nn.Module, z: torch.Tensor, clamp: bool = False) -> torch.Tensor
     return video.clamp(-1.0, 1.0) if clamp else video
 
 
+def decode_bytes(vae: nn.Module, z: torch.Tensor) -> int:
+    """Size in bytes of the largest float32 activation that `decode` of `z` makes; a few of them live at a time."""
+    config: Any = vae.config
+    batch, _, frames, height, width = z.shape
+    side = int(config.scale_factor_spatial) // int(config.patch_size or 1)
+    channels = int(config.decoder_base_dim or config.base_dim) * int(config.dim_mult[1 if config.is_residual else 0])
+    return 4 * batch * channels * (1 + 4 * (frames - 1)) * height * width * side * side
+
+
 def normalise(vae: nn.Module, z: torch.Tensor) -> torch.Tensor:
     """Raw latents [B, z, t, h, w] to the zero-mean unit-variance latents that the transformer models."""
     mean, std = _statistics(vae, z)
