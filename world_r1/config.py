@@ -247,6 +247,12 @@ class EvaluationConfig(Strict):
     bootstrap: int = Field(2000, ge=100)
     #: Videos kept as MP4 and contact sheet.
     keep: int = Field(8, ge=0)
+    #: Processes that measure clips; 1 measures in the evaluating process. The numbers do not depend on it.
+    workers: int = Field(1, ge=1)
+    #: Also judge with the training rewards, as a reference column.
+    rubric: bool = True
+    #: Also measure real renders and their VAE round trips once (blockworld only): how far the samples are from what is possible.
+    reference: bool = True
 
 
 class RecordConfig(Strict):

@@ -36,7 +36,7 @@ METRICS: Mapping[str, Metric] = {
     "sampson": Metric("lower", "3d", "distance of point tracks from the best epipolar geometry or homography, px"),
     "inliers": Metric("higher", "3d", "share of point tracks within 0.5 px of that geometry; lost tracks count as outliers"),
     "forward_backward": Metric("lower", "3d", "distance between a point and itself tracked forth and back, px"),
-    "camera": Metric("higher", "3d", "agreement of the observed motion with the commanded camera, -1 to 1"),
+    "camera": Metric("higher", "guard", "agreement of the observed motion with the commanded camera, -1 to 1"),
     "motion": Metric("higher", "guard", "median displacement per frame, px"),
     "sharpness": Metric("higher", "guard", "standard deviation of the Laplacian"),
     "contrast": Metric("higher", "guard", "standard deviation of the luminance"),
