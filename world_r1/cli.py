@@ -1,0 +1,271 @@
+"""The `world-r1` command. Heavy imports come after parsing, so that `--help` and usage errors answer at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from world_r1 import __version__
+
+if TYPE_CHECKING:
+    from world_r1.config import Config
+
+#: Set before torch, ray and transformers are imported; the reader's own settings win.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+PLAIN = {"no_args_is_help": True, "rich_markup_mode": None}
+app = typer.Typer(
+    name="world-r1",
+    help="Reinforcement learning with 3D rewards for text-to-video models.",
+    epilog="An error is one line; --debug or WORLD_R1_DEBUG=1 shows where it came from.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    **PLAIN,  # type: ignore[arg-type]
+)
+rewards_app = typer.Typer(help="List and check rewards, score a video.", **PLAIN)  # type: ignore[arg-type]
+prompts_app = typer.Typer(help="Prompt sets.", **PLAIN)  # type: ignore[arg-type]
+blockworld_app = typer.Typer(help="The embedded world and its model.", **PLAIN)  # type: ignore[arg-type]
+bench_app = typer.Typer(help="Timings on this machine.", **PLAIN)  # type: ignore[arg-type]
+app.add_typer(rewards_app, name="rewards")
+app.add_typer(prompts_app, name="prompts")
+app.add_typer(blockworld_app, name="blockworld")
+app.add_typer(bench_app, name="bench")
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="Configuration (YAML).")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, for example flow.steps=8.")]
+Lora = Annotated[Path | None, typer.Option("--lora", metavar="DIR", help="Adapter directory (safetensors).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"world-r1 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and more log lines.")] = False,
+) -> None:
+    return None
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of configurations and stop.")] = False,
+) -> None:
+    """Sample groups of videos, score them, update the policy.
+
+    Evaluates before and after, and writes runs/NAME/report.html.
+    """
+    from world_r1.config import json_schema
+
+    if schema:
+        print(json_schema(), end="")
+        return
+    settings = _config(config, overrides, "train")
+    if print_config:
+        import yaml
+
+        print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), end="")
+        return
+    from world_r1.train import train as start
+
+    start(settings, resume=resume)
+
+
+@app.command(name="eval")
+def evaluate(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where eval.json, clips and report.html go.")],
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    lora: Lora = None,
+) -> None:
+    """Evaluate a model on held-out prompts.
+
+    With --lora the base and the adapted model are compared with paired noise.
+    """
+    settings = _config(config, overrides, "eval")
+    from world_r1.evaluation import evaluate_command
+
+    with _progress("clips") as progress:
+        evaluate_command(settings, None if lora is None else str(lora), out, progress=progress)
+    print(out / "report.html")
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory, for example runs/blockworld.")],
+) -> None:
+    """Write RUN_DIR/report.html.
+
+    Curves, reward parts, clips before and after and camera paths, in one self-contained file.
+    """
+    from world_r1.report import write_report
+
+    print(write_report(run_dir))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine can run, and why not."""
+    from world_r1.doctor import main as examine
+
+    raise typer.Exit(examine(as_json=as_json))
+
+
+@prompts_app.command("stats")
+def prompts_stats(
+    source: Annotated[str, typer.Argument(help="A text or JSONL file, or blockworld:SPLIT:COUNT.")], as_json: AsJson = False
+) -> None:
+    """Count prompts, kinds, words and camera commands of a set; a malformed one is an error with its line."""
+    from world_r1.inspection import prompt_stats, show
+
+    show(prompt_stats(source), as_json)
+
+
+@blockworld_app.command("pretrain")
+def blockworld_pretrain(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for weights, state and contact sheets.")],
+    stages: Annotated[str, typer.Option(help="Comma-separated stages, in order.")] = "index,vae,transformer,critic",
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps a stage.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="Minutes a stage, instead of --steps.")] = None,
+    cache: Annotated[int, typer.Option(min=1, help="Videos in the latent cache.")] = 100_000,
+    batch: Annotated[int, typer.Option(min=1, help="Videos a step.")] = 16,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that draw scenes.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seed: Annotated[int, typer.Option()] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the saved state.")] = False,
+) -> None:
+    """Train the embedded model from scratch: video VAE, text encoder and transformer, critic and evaluator."""
+    if (steps is None) == (minutes is None):
+        raise ValueError("give either --steps or --minutes")
+    import torch
+
+    from world_r1.blockworld.pretrain import pretrain
+    from world_r1.blockworld.stage import Options
+
+    names = tuple(name for name in stages.split(",") if name)
+    where = torch.device(_device(device))
+    options = Options(out, where, steps=steps, batch=batch, workers=workers, seed=seed, resume=resume)
+    budget = None if minutes is None else dict.fromkeys((*names, "cache"), 60 * minutes)
+    print(pretrain(names, options, budget, cache))
+
+
+@bench_app.command("noise")
+def bench_noise(
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    repeats: Annotated[int, typer.Option(min=1)] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Time the camera-warped noise at blockworld's size and at 81x480x832."""
+    from world_r1.bench import noise
+    from world_r1.inspection import show
+
+    show(noise(_device(device), repeats), as_json)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse and do; returns the exit code: 0, 1 (a check failed), 2 (the user's to mend), 130 (interrupted)."""
+    rest = [argument for argument in arguments if argument != "--debug"]
+    debug = len(rest) < len(arguments) or os.environ.get("WORLD_R1_DEBUG", "") not in ("", "0")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        code = _guarded(rest, debug)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _guarded(arguments: Sequence[str], debug: bool) -> int:
+    try:
+        code = app(arguments, prog_name="world-r1", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        print("world-r1: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error)
+            return 2
+        if debug or isinstance(error, BrokenPipeError):
+            raise
+        from world_r1 import errors
+
+        return errors.report(error)
+
+
+def _config(path: Path | None, overrides: Sequence[str] | None, command: str) -> Config:
+    from world_r1.config import ConfigError, load
+
+    if path is None:
+        raise ConfigError(f"{command} needs a configuration, for example: world-r1 {command} --config configs/blockworld.yaml")
+    return load(path, tuple(overrides or ()))
+
+
+def _device(name: str) -> str:
+    """cpu or cuda for "auto"; ValueError for a GPU that is not there."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"--device is auto, cpu or cuda, got {name!r}")
+    if name == "cpu":
+        return name
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if name == "cuda":
+        raise ValueError("--device cuda: torch sees no CUDA device; run world-r1 doctor, or use --device cpu")
+    return "cpu"
+
+
+class _progress:
+    """`with _progress("clips") as tell: tell(done, total)`: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, unit: str) -> None:
+        self.unit = unit
+        self.shown = 0.0
+
+    def __enter__(self) -> _progress:
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done}/{total} {self.unit}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        elif done == total or done / total - self.shown >= 0.25:
+            self.shown = 0.0 if done == total else done / total
+            print(f"{done}/{total} {self.unit}", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+if __name__ == "__main__":
+    main()
