@@ -13,6 +13,8 @@ from world_r1.config import Config
 
 #: Steps whose median duration predicts the rest.
 RECENT = 20
+#: Seconds of silence after which a log file gets a line about what is going on.
+PATIENCE = 20.0
 
 
 class Display(Protocol):
@@ -88,14 +90,16 @@ class Plain:
     def __init__(self, config: Config, done: int) -> None:
         self.config = config
         self.clock = Clock(config.steps, done, config.max_minutes)
+        self.said = time.monotonic()
 
     def step(self, step: int, row: Mapping[str, Any]) -> None:
+        self.said = time.monotonic()
         seconds = self.clock.tick(step)
-        split = ", ".join(f"{name} {value:.1f}" for name, value in _under(row, "seconds/").items())
+        split = ", ".join(f"{name} {value:.1f}" for name, value in _split(row).items())
         parts = ", ".join(f"{name} {_number(value)}" for name, value in _under(row, "reward/").items())
         words = [f"step {step}/{self.config.steps}", str(row.get("phase", ""))]
         words += [f"reward {_number(row['reward'])}" + (f" ({parts})" if parts else "")] if "reward" in row else []
-        words += [f"{name} {_number(row[name])}" for name in ("kl", "beta", "grad_norm") if name in row]
+        words += [f"{name} {_number(row[name])}" for name in ("kl", "clip_fraction", "grad_norm") if name in row]
         words += [_failures(row), f"{seconds:.1f} s" + (f" ({split})" if split else ""), f"left {_duration(self.clock.left())}"]
         print("  ".join(word for word in words if word), flush=True)
 
@@ -103,7 +107,9 @@ class Plain:
         print(message, flush=True)
 
     def status(self, doing: str) -> None:
-        return None
+        if time.monotonic() - self.said >= PATIENCE:
+            self.said = time.monotonic()
+            print(doing, flush=True)
 
     def close(self) -> None:
         return None
@@ -175,12 +181,14 @@ class Live:
         if parts := _under(row, "reward/"):
             lines.append(("", "  ".join(f"{name} {_number(value)}" for name, value in parts.items())))
         if numbers := [
-            f"{name} {_number(row[name])}" for name in ("kl", "beta", "ratio", "clip_fraction", "grad_norm", "lr") if name in row
+            f"{name} {_number(row[name])}"
+            for name in ("kl", "beta", "ratio_std", "clip_fraction", "grad_norm", "lr")
+            if name in row
         ]:
             lines.append(("update", "  ".join(numbers)))
         if failures := _failures(row):
             lines.append(("failures", f"{failures.removeprefix('failed ')} in this step, {self.failed} in all"))
-        split = _under(row, "seconds/")
+        split = _split(row)
         if total := sum(split.values()):
             shares = "  ".join(f"{name} {value / total:.0%}" for name, value in split.items())
             lines.append(("time", f"{shares}  of {total:.1f} s a step"))
@@ -198,16 +206,23 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * (value - low) / span))] for value in values)
 
 
+def _split(row: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds of each part of a step."""
+    return {name: seconds for name, seconds in _under(row, "time/").items() if name != "total"}
+
+
 def _under(row: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    return {
+    """Numbers directly under a prefix; deeper ones ("reward/trajectory/rotation") are left to TensorBoard and the report."""
+    numbers = {
         key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix) and isinstance(value, int | float)
     }
+    return {name: value for name, value in numbers.items() if "/" not in name}
 
 
 def _failures(row: Mapping[str, Any]) -> str:
     if "failures" not in row:
         return ""
-    return f"failed {row['failures']}" + (f"/{row['videos']}" if "videos" in row else "")
+    return f"failed {row['failures']:.0f}" + (f"/{row['videos']:.0f}" if "videos" in row else "")
 
 
 def _number(value: Any) -> str:

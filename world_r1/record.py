@@ -2,7 +2,7 @@
 
 metrics.jsonl is the truth, one JSON object a loop step, flushed line by line; TensorBoard and wandb are copies for looking at. A row's
 keys are flat. The names that the display knows: "phase", "reward" (mean total), "reward/<name>" (mean of one reward), "videos" and
-"failures" (counts of the step), "seconds/rollout", "seconds/reward", "seconds/update"; any other number is recorded and drawn too.
+"failures" (counts of the step), "time/rollout", "time/reward", "time/update" (seconds); any other number is recorded too.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Record:
         self.display.text(message)
 
     def status(self, doing: str) -> None:
-        """What the run is doing at the moment; shown on a terminal only."""
+        """What the run is doing at the moment; on a terminal always shown, elsewhere now and then."""
         self.display.status(doing)
 
     def wants_videos(self, step: int) -> bool:

@@ -135,7 +135,7 @@ def test_a_step_is_one_plain_line_without_a_terminal(tmp_path: Path, capsys: pyt
                 "reward/trajectory": 0.25,
                 "videos": 16,
                 "failures": 1,
-                "seconds/rollout": 2.0,
+                "time/rollout": 2.0,
                 "kl": 0.01,
             },
         )
@@ -148,7 +148,7 @@ def test_the_live_panel_shows_parts_failures_split_and_time_left(tmp_path: Path,
     display = make_display(settings(tmp_path, progress="always"), done=1, rows=[{"step": 1, "reward": 0.1, "failures": 2}])
     assert isinstance(display, Live)
     row = {"phase": "dynamic", "reward": 0.9, "reward/quality": 0.75, "videos": 16, "failures": 1}
-    display.step(2, {**row, "seconds/rollout": 3.0, "seconds/update": 1.0})
+    display.step(2, {**row, "time/rollout": 3.0, "time/update": 1.0, "time/total": 4.0, "reward/quality/sharp": 0.5})
     display.text("a message [kept as it is]")
     display.close()
     out = capsys.readouterr().out
