@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,10 +17,17 @@ from world_r1.policy import Policy
 class AdaptiveBeta:
     """The KL weight, steered towards a total KL of `target_nats` per trained step.
 
-    An unclipped policy gradient settles at 1 / (2 beta^2) nats (`loss`), so beta sqrt(kl / target) is the weight that would
-    have given the target; one update goes there by at most the factor `rate`. While the KL is below the target and still
-    rising, beta is held: training starts at KL 0, and lowering the weight all the way up would overshoot by far.
+    A proportional-integral rule on the logarithmic error e = log(kl / target), limited to +-1:
+
+        log beta += 2 (e - e_last) + 0.05 e,     by at most +-log(rate) in one update
+
+    The KL answers to beta with the delay of the optimizer, so that an integral alone swings by orders of magnitude; the
+    proportional term damps it (with a KL that relaxes at a rate a per update, gains p, i are critically damped at
+    i = a (1 + 2 p)^2 / 8). The integral waits while the KL is below the target but rises fast enough to get there within
+    1 / 0.05 updates: training starts at KL 0, and lowering the weight all the way up would overshoot.
     """
+
+    proportional, integral = 2.0, 0.05
 
     def __init__(self, config: KLConfig) -> None:
         self.config = config
@@ -32,11 +40,23 @@ class AdaptiveBeta:
         """One optimizer step's mean KL; without a target beta stays as it is."""
         if self.config.target_nats is None:
             return
-        factor = (kl_nats / self.config.target_nats) ** 0.5
-        rising = self.last is None or kl_nats >= self.last
-        if factor > 1.0 or not rising:
-            self.value *= min(max(factor, 1.0 / self.config.rate), self.config.rate)
+        last = kl_nats if self.last is None else self.last
+        error = self._error(kl_nats)
+        change = self.proportional * (self._limited(error) - self._limited(self._error(last)))
+        on_its_way = error < 0 and error + (error - self._error(last)) / self.integral > 0
+        if not on_its_way and kl_nats > 0:
+            change += self.integral * self._limited(error)
+        limit = math.log(self.config.rate)
+        self.value *= math.exp(min(max(change, -limit), limit))
         self.last = kl_nats
+
+    def _error(self, kl_nats: float) -> float:
+        assert self.config.target_nats is not None
+        return math.log(max(kl_nats, 1e-30) / self.config.target_nats)
+
+    @staticmethod
+    def _limited(error: float) -> float:
+        return min(max(error, -1.0), 1.0)
 
 
 class FlowGRPO:
