@@ -9,9 +9,7 @@ A folder of an evaluation holds `eval.json` (rows and summary), `clips/NNN.mp4` 
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +20,7 @@ import numpy as np
 from world_r1 import comparison, exam, heldout
 from world_r1.config import Config, load
 from world_r1.policy import Policy, load_policy
+from world_r1.record import write_json
 from world_r1.types import Clip, Prompt, Trajectory
 
 log = logging.getLogger(__name__)
@@ -96,7 +95,7 @@ def reference(
         videos = (pair[position] for pair in pairs)
         options = {"workers": workers, "progress": progress, "device": policy.device}
         result[kind] = _examined(videos, prompts, config, out / kind, **options)["rows"]
-    _write_json(out / "reference.json", result)
+    write_json(out / "reference.json", result)
     return result
 
 
@@ -112,7 +111,6 @@ def evaluate_command(
 
     config = source if isinstance(source, Config) else load(source)
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     base = load_policy(config.model_copy(update={"model": config.model.model_copy(update={"init_lora": None})}), trainable=False)
     before = evaluate(base, config, None, folder / "eval_before", progress=progress)
     anchors = reference(base, config, folder / "reference", progress=progress)
@@ -124,22 +122,11 @@ def evaluate_command(
         )
         result = evaluate(adapted, config, None, folder / "eval_after", progress=progress)
         draws, seed = config.evaluation.bootstrap, config.evaluation.seed
-        _write_json(folder / "summary.json", comparison.compare(before, result, reference=anchors, draws=draws, seed=seed))
-    _write_json(folder / "eval.json", result)
-    _write_json(folder / "config.json", config.model_dump(mode="json"))
+        write_json(folder / "summary.json", comparison.compare(before, result, reference=anchors, draws=draws, seed=seed))
+    write_json(folder / "eval.json", result)
+    write_json(folder / "config.json", config.model_dump(mode="json"))
     report.write_report(folder)
     return result
-
-
-def read(folder: str | Path) -> dict[str, Any] | None:
-    """The `eval.json` of an evaluation folder, or None if there is none; ValueError if it cannot be read."""
-    path = Path(folder) / "eval.json"
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error.msg} at line {error.lineno}); evaluate again") from error
 
 
 Sampled = np.ndarray | Exception
@@ -200,7 +187,7 @@ def _examined(
     rows = [_row(i, prompt, paths[i], measured.get(i), failures.get(i)) for i, prompt in enumerate(prompts)]
     _write_sheet(out, kept)
     result = {"rows": rows, "summary": comparison.summarise(rows), "seconds": time.perf_counter() - start}
-    _write_json(out / "eval.json", result)
+    write_json(out / "eval.json", result)
     return result
 
 
@@ -242,13 +229,13 @@ def _judge_by_model(config: Config, clips: Mapping[int, Clip], measured: Mapping
     videos = np.stack([clip.video for clip in clips.values()])
     right = judge.attribute_accuracy(videos, [clip.prompt.attributes for clip in clips.values()])
     quality = judge.predict(videos)["quality"]
-    for row, i in enumerate(clips):
-        facts = {name: float(right[name][row]) for name in FACTS if not right[name][row].isnan()}
-        direction = right["camera_direction"][row]
-        values: dict[str, float | None] = {"quality": float(quality[row])}
+    for position, i in enumerate(clips):
+        facts = {name: float(right[name][position]) for name in FACTS if not right[name][position].isnan()}
+        direction = right["camera_direction"][position]
+        values: dict[str, float | None] = {"quality": float(quality[position])}
         values["fidelity"] = sum(facts.values()) / len(facts) if facts else None
         values["direction"] = None if direction.isnan() else float(direction)
-        measured[i]["values"] |= values | {f"fidelity/{name}": right for name, right in facts.items()}
+        measured[i]["values"] |= values | {f"fidelity/{name}": fact for name, fact in facts.items()}
         measured[i]["missing"] |= {name: "the prompt states no such fact" for name, value in values.items() if value is None}
 
 
@@ -283,11 +270,3 @@ def _write_sheet(out: Path, kept: Sequence[tuple[Prompt, np.ndarray]]) -> None:
     if kept:
         sheet = contact_sheet([video for _, video in kept], frames=6, labels=[prompt.text for prompt, _ in kept])
         write_png(out / "sheet.png", sheet)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    """Write atomically: a killed run leaves the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, path)

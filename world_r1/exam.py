@@ -153,7 +153,8 @@ def reconstruct(clip: Clip) -> dict[str, Any]:
     """
     from world_r1.reward import PROBES, Probe, load
 
-    result: dict[str, Any] = {"commanded": _path(clip.trajectory.c2w) if clip.trajectory else None}
+    path = clip.trajectory
+    result: dict[str, Any] = {"commanded": _path(path.c2w) if path else None, "depth": float(path.depth) if path else 1.0}
     evidence = load("flow_ba", PROBES, Probe)(quality="eval").observe([clip], [{"frames": clip.video}])[0]
     if isinstance(evidence, Exception):
         return result | {"why": f"{type(evidence).__name__}: {evidence}"}
