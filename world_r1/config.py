@@ -186,6 +186,8 @@ class RewardsConfig(Strict):
     max_failure_rate: float = Field(0.3, ge=0, le=1)
     #: Seconds after which one video's scoring counts as failed.
     timeout: float = Field(120.0, gt=0)
+    #: Videos per call of a judge; smaller spreads a group over more judges. The numbers do not depend on it.
+    batch: int = Field(4, ge=1)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> RewardsConfig:
@@ -229,6 +231,9 @@ class ClusterConfig(Strict):
     gpus_per_judge: float = Field(0.0, ge=0)
     #: Torch threads in a policy process. Two busy processes with two threads each on two cores were 30 times slower.
     threads: int = Field(1, ge=1)
+    #: Videos per forward while sampling; null is `optimizer.micro_batch`, so that log-probs are taken again in batches of the same
+    #: shape as they were drawn in (another shape may change their last bits).
+    sample_batch: int | None = Field(None, ge=1)
     #: Start-up patience in seconds; progress is reported while waiting.
     timeout: float = Field(180.0, gt=0)
     #: Loop with rollouts one step ahead of the learner; 0 is the synchronous loop.

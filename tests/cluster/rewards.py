@@ -1,0 +1,84 @@
+"""Rewards for tests of the loop; named in configurations as "tests.cluster.rewards:Class"."""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from world_r1.reward import Degenerate, Reward
+from world_r1.types import Clip, Score
+
+
+class Brightness(Reward):
+    """Mean of the frames; a real number that differs between videos and that the policy can raise."""
+
+    name: ClassVar[str] = "tests.cluster.rewards:Brightness"
+
+    def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
+        return self.ok(float(evidence["frames"].mean()) / 255.0, red=float(evidence["frames"][..., 0].mean()) / 255.0)
+
+
+class Fingerprint(Reward):
+    """A number that belongs to one video only, given after a jittered time."""
+
+    name: ClassVar[str] = "tests.cluster.rewards:Fingerprint"
+
+    def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
+        value = fingerprint(clip)
+        time.sleep(0.03 * (value % 7))
+        return self.ok(value)
+
+
+class Fatal(Reward):
+    """Kills its process the first `deaths` times that it meets a clip whose id ends in `suffix`; counts in a file."""
+
+    name: ClassVar[str] = "tests.cluster.rewards:Fatal"
+
+    def __init__(self, counter: str, suffix: str, deaths: int) -> None:
+        self.counter, self.suffix, self.deaths = Path(counter), suffix, deaths
+
+    def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
+        if clip.id.endswith(self.suffix):
+            died = self.counter.stat().st_size if self.counter.exists() else 0
+            if died < self.deaths:
+                with open(self.counter, "ab") as file:
+                    file.write(b"x")
+                os._exit(1)
+        return self.ok(fingerprint(clip))
+
+
+class Slow(Reward):
+    """Sleeps on clips whose id ends in `suffix`."""
+
+    name: ClassVar[str] = "tests.cluster.rewards:Slow"
+
+    def __init__(self, suffix: str, seconds: float) -> None:
+        self.suffix, self.seconds = suffix, seconds
+
+    def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
+        if clip.id.endswith(self.suffix):
+            time.sleep(self.seconds)
+        return self.ok(fingerprint(clip))
+
+
+class Refuses(Reward):
+    """Degenerate for the share of clips whose id ends in one of `suffixes`."""
+
+    name: ClassVar[str] = "tests.cluster.rewards:Refuses"
+
+    def __init__(self, suffixes: list[str]) -> None:
+        self.suffixes = tuple(suffixes)
+
+    def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
+        if clip.id.endswith(self.suffixes):
+            raise Degenerate("refused by the test")
+        return self.ok(float(evidence["frames"].mean()) / 255.0)
+
+
+def fingerprint(clip: Clip) -> float:
+    """A number of the pixels and the id."""
+    return float(zlib.crc32(clip.video.tobytes() + clip.id.encode()) % 100_003)

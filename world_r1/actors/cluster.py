@@ -1,0 +1,355 @@
+"""The cluster: starts or joins Ray, places the actors, and offers the verbs of the loop.
+
+Videos, latents and weights stay in the object store; what comes back to the driver are ids, verdicts and plain numbers. Nothing waits
+without saying for what: start-up reports the resources that are registered, and gives up with a remedy.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from world_r1.actors.judge import Judge, Judges, first_line
+from world_r1.actors.learner import Learner, PolicyWorker
+from world_r1.actors.sampler import Receipt, Sampler
+from world_r1.config import Config
+from world_r1.types import Group, Prompt, Verdict
+
+log = logging.getLogger(__name__)
+
+#: Seconds between looks at the stop flag while waiting.
+TICK = 0.25
+
+
+class ClusterError(RuntimeError):
+    """Ray or an actor could not be started, or died; the message says which, and what to do."""
+
+
+class Interrupted(Exception):
+    """The wait was given up because the run is to stop."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One step's groups with their verdicts, and references to what was sampled.
+
+    Example: `Scored(step=3, version=3, groups=(Group(...), Group(...)), rollouts=(<ref>, <ref>), clips=(<ref>, <ref>), seconds={...})`
+    """
+
+    step: int
+    version: int
+    groups: tuple[Group, ...]
+    #: Per group: reference to its list of `Rollout`, of `Clip`.
+    rollouts: tuple[ray.ObjectRef, ...]
+    clips: tuple[ray.ObjectRef, ...]
+    #: "rollout": until the last group was sampled; "reward": from then until the last verdict (the rest of judging overlaps).
+    seconds: dict[str, float]
+
+
+class Pending:
+    """A rollout under way."""
+
+    def __init__(self) -> None:
+        self.abandoned = threading.Event()
+        self.future: Future[Scored] = Future()
+
+    def abandon(self) -> None:
+        """Leave it behind: the groups that are being sampled run to their end, those behind them never start."""
+        self.abandoned.set()
+
+
+class Cluster:
+    """Actors of one run. Use as a context manager; `stop` (checked while waiting for rollouts) raises `Interrupted` when true; `say`
+    gets a line now and then while start-up waits."""
+
+    def __init__(self, config: Config, stop: Callable[[], bool] = lambda: False, say: Callable[[str], None] = log.info) -> None:
+        self.config = config
+        self.stop = stop
+        self.say = say
+        self.owned = not ray.is_initialized()
+        self.judges = Judges(config.rewards, self._make_judge, config.cluster.timeout)
+        self.samplers: list[Any] = []
+        self.learner: Any = None
+        self.threads = ThreadPoolExecutor(1, thread_name_prefix="rollout")
+        self.started: list[Pending] = []
+        #: The samplers' answers to the last `publish`.
+        self.loads: list[ray.ObjectRef] = []
+
+    def __enter__(self) -> Cluster:
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # The verbs of the loop. Those that begin with "async" return at once.
+
+    def async_rollout(self, step: int, prompts: Sequence[Prompt]) -> Pending:
+        """Start sampling one group a prompt with the weights published last; every group goes to a judge once it is decoded."""
+        start = time.perf_counter()
+        calls = [
+            self.samplers[g % len(self.samplers)].sample.options(num_returns=3).remote(prompt, step, g)
+            for g, prompt in enumerate(prompts)
+        ]
+        pending = Pending()
+        self.started = [other for other in self.started if not other.future.done()] + [pending]
+        pending.future = self.threads.submit(self._collect, step, prompts, calls, self.loads, pending.abandoned, start)
+        return pending
+
+    def wait(self, pending: Pending) -> Scored:
+        """Result of a started rollout. Raises `Interrupted` if the run is to stop, and leaves the rollout behind."""
+        while not pending.future.done():
+            if self.stop():
+                pending.abandon()
+                raise Interrupted
+            wait([pending.future], timeout=TICK)
+        return pending.future.result()
+
+    def rollout(self, step: int, prompts: Sequence[Prompt]) -> Scored:
+        """`async_rollout`, waited for."""
+        return self.wait(self.async_rollout(step, prompts))
+
+    def update(self, scored: Scored, advantages: dict[str, float | None]) -> dict[str, float]:
+        """One policy update; returns its metrics. It is never left half done."""
+        return self._call("the policy update", self.learner.update.remote(advantages, *scored.rollouts))
+
+    def publish(self) -> None:
+        """Give the learner's weights to the samplers; nothing to do where they share them.
+
+        An actor answers in the order of the calls, so a rollout that was started before still has the weights of before.
+        """
+        if self.learner is not self.samplers[0]:
+            weights = self.learner.publish.remote()  # a reference: the arrays never come here
+            self.loads = [sampler.load.remote(weights) for sampler in self.samplers]
+
+    def save(self, directory: Path, step: int) -> Path:
+        """Checkpoint of the state after `step` steps."""
+        return Path(self._call("saving", self.learner.save.remote(str(directory.resolve()), step)))
+
+    def restore(self, path: Path) -> int:
+        """Load a checkpoint into learner and samplers; returns its step."""
+        step = self._call("restoring", self.learner.restore.remote(str(path.resolve())))
+        self.publish()
+        return step
+
+    def evaluate(self, directory: Path, what: str, progress: Callable[[int, int], None]) -> Any:
+        """Held-out evaluation by the learner's process; see `Learner.evaluate`. Raises `Interrupted` if the run is to stop."""
+        stream = self.learner.evaluate.options(num_returns="streaming").remote(str(directory.resolve()), what)
+        for item in stream:
+            report = self._get("evaluating", item)
+            if not isinstance(report, tuple):
+                return report
+            if self.stop():
+                raise Interrupted
+            progress(*report)
+        raise ClusterError("the evaluation ended without a result")
+
+    def export(self, directory: Path) -> Path:
+        """Write the averaged adapter for inference."""
+        return Path(self._call("exporting the adapter", self.learner.export.remote(str(directory.resolve()))))
+
+    def clips(self, scored: Scored, group: int) -> list[Any]:
+        """Videos of one group, fetched here (for the record)."""
+        return self._call("fetching videos", scored.clips[group])
+
+    # Start-up and shutdown.
+
+    def _start(self) -> None:
+        begin = time.monotonic()
+        if self.owned:
+            self._connect()
+        demand = self._demand()
+        self._await_resources(demand, begin)
+        self._place()
+        self._await_actors(begin)
+        self.publish()
+
+    def _connect(self) -> None:
+        settings = self.config.cluster
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        common: dict[str, Any] = {
+            "include_dashboard": False,
+            "logging_level": logging.ERROR,
+            "log_to_driver": log.isEnabledFor(logging.DEBUG),
+        }
+        try:
+            if settings.address:
+                del common["include_dashboard"]
+                ray.init(address=settings.address, **common)
+            else:
+                # Reservations are logical: one core may carry two busy actors, slowly. GPUs are never invented.
+                ray.init(num_cpus=max(os.cpu_count() or 1, int(self._cpus() + 0.999)), **common)
+        except (RayError, OSError, ConnectionError, ValueError, RuntimeError) as error:
+            where = f"join the Ray cluster at {settings.address}" if settings.address else "start a local Ray cluster"
+            raise ClusterError(f"cannot {where}: {first_line(error)}") from error
+
+    def _policies(self) -> int:
+        """Processes that hold a policy."""
+        return 1 if self.config.cluster.mode == "colocated" else self.config.cluster.samplers + 1
+
+    def _cpus(self) -> float:
+        settings = self.config.cluster
+        return self._policies() * settings.cpus_per_policy + settings.judges * settings.cpus_per_judge
+
+    def _policy_gpus(self) -> float:
+        """GPUs per policy process: none on a CPU; with device "auto" whatever the cluster can give all of them, or none."""
+        device, each = self.config.model.device, self.config.cluster.gpus_per_policy
+        if device == "cpu":
+            return 0.0
+        if device == "auto" and ray.cluster_resources().get("GPU", 0.0) < self._policies() * each:
+            return 0.0
+        return each
+
+    def _demand(self) -> dict[str, float]:
+        settings = self.config.cluster
+        gpus = self._policies() * self._policy_gpus() + settings.judges * settings.gpus_per_judge
+        return {"CPU": self._cpus(), **({"GPU": gpus} if gpus > 0 else {})}
+
+    def _await_resources(self, demand: dict[str, float], begin: float) -> None:
+        """Until every resource is registered; with an own local cluster nothing can still arrive, so lacking ones are an error at once."""
+        while True:
+            have = ray.cluster_resources()
+            lacking = [name for name, amount in demand.items() if have.get(name, 0.0) < amount]
+            report = ", ".join(f"{have.get(name, 0.0):g} of {amount:g} {name}" for name, amount in demand.items())
+            if not lacking:
+                log.info("cluster: %s registered", report)
+                return
+            if (self.owned and not self.config.cluster.address) or time.monotonic() - begin > self.config.cluster.timeout:
+                raise ClusterError(
+                    f"this run needs more than the cluster has ({report} registered); lower cluster.samplers, cluster.judges or the "
+                    "cpus_per/gpus_per settings, set model.device=cpu, or add nodes"
+                )
+            self.say(f"waiting for resources: {report} registered")
+            time.sleep(2.0)
+
+    def _place(self) -> None:
+        settings = self.config.cluster
+        options = {"num_cpus": settings.cpus_per_policy, "num_gpus": self._policy_gpus()}
+        if settings.mode == "colocated":
+            self.learner = ray.remote(PolicyWorker).options(**options).remote(self.config)
+            self.samplers = [self.learner]
+        else:
+            self.learner = ray.remote(Learner).options(**options).remote(self.config)
+            self.samplers = [ray.remote(Sampler).options(**options).remote(self.config) for _ in range(settings.samplers)]
+        self.judges.crew = [self._make_judge() for _ in range(settings.judges)]
+
+    def _make_judge(self) -> Any:
+        settings = self.config.cluster
+        actor = ray.remote(Judge).options(num_cpus=settings.cpus_per_judge, num_gpus=settings.gpus_per_judge)
+        return actor.remote(self.config.rewards, settings.threads)
+
+    def _await_actors(self, begin: float) -> None:
+        """Until every actor has loaded what it needs; an actor's own error (an unreadable model, an unknown reward) is raised as it is."""
+        policies = {"learner": self.learner}
+        if self.learner is not self.samplers[0]:
+            policies |= {f"sampler {i}": sampler for i, sampler in enumerate(self.samplers)}
+        actors = policies | {f"judge {i}": judge for i, judge in enumerate(self.judges.crew)}
+        pending = {actor.setup.remote(): name for name, actor in actors.items()}
+        said = time.monotonic()
+        while pending:
+            ready, _ = ray.wait(list(pending), timeout=1.0)
+            for call in ready:
+                name = pending.pop(call)
+                log.info("%s is ready: %s", name, self._call(f"starting {name}", call))
+            if pending and time.monotonic() - begin > self.config.cluster.timeout:
+                free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
+                raise ClusterError(
+                    f"not ready after {self.config.cluster.timeout:g} s: {', '.join(pending.values())} (free in the cluster: {free}); "
+                    "raise cluster.timeout if the model is large, or ask for fewer actors"
+                )
+            if pending and time.monotonic() - said > 5.0:
+                said = time.monotonic()
+                self.say(f"waiting for {', '.join(pending.values())} to load")
+        self.judges.employ(self.judges.crew)
+
+    def close(self) -> None:
+        """End the actors, and Ray if it was started here."""
+        for pending in self.started:
+            pending.abandon()
+        if ray.is_initialized():
+            self.judges.close()
+            for actor in {id(a): a for a in [self.learner, *self.samplers] if a is not None}.values():
+                ray.kill(actor)
+        self.threads.shutdown(wait=True, cancel_futures=True)
+        if self.owned and ray.is_initialized():
+            ray.shutdown()
+
+    def _collect(
+        self,
+        step: int,
+        prompts: Sequence[Prompt],
+        calls: Sequence[Sequence[ray.ObjectRef]],
+        loads: Sequence[ray.ObjectRef],
+        abandoned: threading.Event,
+        start: float,
+    ) -> Scored:
+        """Runs beside the driver's thread: hands every sampled group to the judges at once, in whatever order groups arrive."""
+        for load in loads:
+            self._get("publishing weights", load)
+        pending = {call[0]: g for g, call in enumerate(calls)}
+        receipts: dict[int, Receipt] = {}
+        judging: dict[int, list[Future[list[Verdict]]]] = {}
+        while pending:
+            ready, _ = ray.wait(list(pending), timeout=TICK)
+            if abandoned.is_set():
+                for call in pending:
+                    ray.cancel(call)
+                raise CancelledError
+            for call in ready:
+                g = pending.pop(call)
+                receipts[g] = self._get("sampling", call)
+                judging[g] = self.judges.score(calls[g][2], receipts[g].ids, prompts[g])
+        sampled = time.perf_counter()
+        futures = [future for group in judging.values() for future in group]
+        while wait(futures, timeout=TICK).not_done:
+            if abandoned.is_set():
+                raise CancelledError
+        return Scored(
+            step=step,
+            version=min(receipt.version for receipt in receipts.values()),
+            groups=tuple(
+                Group(prompt, receipts[g].ids, tuple(verdict for future in judging[g] for verdict in future.result()))
+                for g, prompt in enumerate(prompts)
+            ),
+            rollouts=tuple(call[1] for call in calls),
+            clips=tuple(call[2] for call in calls),
+            seconds={"rollout": sampled - start, "reward": time.perf_counter() - sampled},
+        )
+
+    def _call(self, what: str, call: ray.ObjectRef) -> Any:
+        """Wait for a reference on the driver's thread in short ticks, so that signals are handled."""
+        while True:
+            try:
+                return self._get(what, call, TICK)
+            except GetTimeoutError:
+                continue
+
+    def _get(self, what: str, call: ray.ObjectRef, timeout: float | None = None) -> Any:
+        """`ray.get` that raises an actor's own error without Ray's traceback around it."""
+        try:
+            return ray.get(call, timeout=timeout)
+        except GetTimeoutError:
+            raise
+        except RayTaskError as error:
+            log.info("%s failed in an actor", what, exc_info=error)
+            raise error.cause from None
+        except RayActorError as error:
+            raise ClusterError(
+                f"{what}: the process that holds the policy died ({first_line(error)}); if memory ran out, lower optimizer.micro_batch or "
+                "cluster.sample_batch; continue from the last checkpoint with --resume"
+            ) from error

@@ -1,0 +1,65 @@
+"""The sampler actor: prompts in, groups of rollouts and clips out."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from world_r1.config import Config
+from world_r1.types import Clip, Prompt, Rollout, Weights
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What the driver learns of a sampled group; the arrays stay in the object store.
+
+    Example: `Receipt(group=1, ids=("s3-p1-k0", "s3-p1-k1"), version=3, seconds=2.1)`
+    """
+
+    group: int
+    ids: tuple[str, ...]
+    version: int
+    seconds: float
+
+
+class Sampler:
+    """Holds a policy of its own (disaggregated), or shares the learner's (colocated, where it lives inside the learner's process)."""
+
+    def __init__(self, config: Config, policy: Any = None) -> None:
+        self.config = config
+        self.policy = policy
+        self.version = 0
+
+    def setup(self) -> str:
+        """Load the model; a separate call, so that what goes wrong reaches the driver as the error it is. Returns the device."""
+        from world_r1.policy import load_policy
+
+        limit_threads(self.config.cluster.threads)
+        self.policy = load_policy(self.config, trainable=False)
+        return str(self.policy.device)
+
+    def load(self, weights: Weights) -> int:
+        """Take over a published version; returns it."""
+        self.policy.load_state(weights.state)
+        self.version = weights.version
+        return self.version
+
+    def sample(self, prompt: Prompt, step: int, group: int) -> tuple[Receipt, list[Rollout], list[Clip]]:
+        """One group with the present weights; three return values, of which the driver fetches the first only."""
+        from world_r1.rollout import sample_group
+
+        start = time.perf_counter()
+        sampled = sample_group(self.policy, self.config, prompt, step, group, self.version)
+        ids = tuple(rollout.id for rollout in sampled.rollouts)
+        return Receipt(group, ids, self.version, time.perf_counter() - start), sampled.rollouts, sampled.clips
+
+
+def limit_threads(threads: int) -> None:
+    """Threads of torch (and of BLAS in processes that start from here) in this process."""
+    import torch
+
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = str(threads)
+    torch.set_num_threads(threads)
