@@ -170,10 +170,17 @@ class RewardConfig(Strict):
     """One reward in the sum: a name in `world_r1_rewards.scores`, or "module:Class"."""
 
     name: str
+    #: What scores, metrics and reports call it; null uses `name`. Lets one class be configured twice.
+    label: str | None = None
     weight: float = Field(1.0, ge=0)
     #: "rigid": only prompts of that kind get it; "dynamic" likewise; "all": every prompt.
     phase: Literal["all", "rigid", "dynamic"] = "all"
     options: dict[str, Any] = {}
+
+    @property
+    def key(self) -> str:
+        """`label`, or `name` without one: `Score.reward` of every score that this entry gives."""
+        return self.label or self.name
 
 
 class RewardsConfig(Strict):
@@ -191,9 +198,9 @@ class RewardsConfig(Strict):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> RewardsConfig:
-        names = [reward.name for reward in self.rewards]
+        names = [reward.key for reward in self.rewards]
         if len(set(names)) != len(names):
-            raise ValueError(f"reward names must be unique, got {names}")
+            raise ValueError(f"reward names must be unique, got {names}; give one of them a label")
         return self
 
 

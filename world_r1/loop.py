@@ -95,4 +95,4 @@ def finish(config: Config, cluster: Cluster, checkpoints: Path, step: int, saved
 
 def reward_weights(config: Config) -> dict[str, float]:
     """Weight by reward name."""
-    return {entry.name: entry.weight for entry in config.rewards.rewards}
+    return {entry.key: entry.weight for entry in config.rewards.rewards}

@@ -20,6 +20,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from world_r1.config import RewardConfig, RewardsConfig
@@ -144,7 +145,11 @@ class Rubric:
         return bool(needed & set(probe.gives))
 
     def _verdict(self, clip: Clip, evidence: Mapping[str, Any], failures: Mapping[str, Exception], seconds: Mapping[str, float]) -> Verdict:
-        applied = [(entry, _score(reward, clip, evidence, failures)) for entry, reward in self.rewards if self.applies(entry, clip)]
+        applied = [
+            (entry, replace(_score(reward, clip, evidence, failures), reward=entry.key))
+            for entry, reward in self.rewards
+            if self.applies(entry, clip)
+        ]
         values = [score.value for _, score in applied]
         missing = not values or any(value is None for value in values)
         total = None if missing else sum(entry.weight * score.value for entry, score in applied if score.value is not None)

@@ -39,7 +39,7 @@ class Judge:
             sys.modules["torch"].set_num_threads(self.threads)
         if "cv2" in sys.modules:
             sys.modules["cv2"].setNumThreads(self.threads)
-        return [entry.name for entry, _ in self.rubric.rewards]
+        return [entry.key for entry, _ in self.rubric.rewards]
 
     def judge(self, clips: Sequence[Clip], start: int, stop: int) -> list[Verdict]:
         """Verdicts on clips[start:stop] of a group."""
@@ -147,7 +147,7 @@ def matched(verdicts: Sequence[Verdict], ids: Sequence[str]) -> list[Verdict]:
 
 def missing(config: RewardsConfig, ids: Sequence[str], prompt: Prompt, reason: str) -> list[Verdict]:
     """Verdicts of clips that nobody could judge: every reward that counts has status "failed" and no value."""
-    names = [entry.name for entry in config.rewards if entry.weight > 0 and entry.phase in ("all", prompt.kind)]
+    names = [entry.key for entry in config.rewards if entry.weight > 0 and entry.phase in ("all", prompt.kind)]
     return [Verdict(name, None, tuple(Score(reward, "failed", None, {}, reason) for reward in names)) for name in ids]
 
 
