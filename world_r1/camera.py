@@ -17,9 +17,9 @@ heading f(yaw) = (sin yaw, 0, cos yaw) and its right r(yaw) = (cos yaw, 0, -sin 
     pedestal       position <- position - depth pedestal (0, 1, 0)
     pan, tilt      yaw <- yaw + pan;  pitch <- pitch + tilt
 
-so "orbit right" carries the camera to its right while it turns left, the distance to the vertical axis through the subject is constant
-and the axis stays in the image column of the principal point, exactly. R is the distance of the subject along the heading: `depth` at first,
-less after a push in, more after a pull out, so that "push in, then orbit left" orbits what was pushed in on.
+so "orbit right" carries the camera to its right while it turns left, the distance to the vertical axis through the subject is constant and
+the axis stays in the image column of the principal point, exactly. R is the distance of the subject along the heading: `depth` at first, less
+after a push in, more after a pull out, so that "push in, then orbit left" orbits what was pushed in on.
 
 (The public release of World-R1 places the centre of its orbits behind the camera, to the effect of an outward arc, and calls "orbit left"
 the move to the right; its pushes, moves and pans are those of the preset `world_r1`.)
@@ -132,7 +132,7 @@ PRESETS: dict[str, Preset] = {
 def segment_controls(command: Command, frames: int, preset: Preset) -> np.ndarray:
     """Controls over time, float32 [S, T, 6] in the order of `CONTROLS`; angles in radians, translations as a share of depth.
 
-    Row [s, t] is what segment s has done by frame t: zero before its turn, linear during it, constant afterwards. ValueError for frames < 1.
+    Row [s, t] is what segment s has done by frame t: zero before its turn, linear during it, constant afterwards. ValueError without frames.
     """
     if frames < 1:
         raise ValueError(f"a camera path needs at least one frame, got frames={frames}")
