@@ -1,6 +1,7 @@
 """`world-r1 doctor`: what this machine can run, and why not.
 
-Every check looks at the real thing (imports the module, opens the encoder, hashes the weights). A check is "ok", "note" (something works
+Every check looks at the real thing: it opens the encoder, hashes the weights, and imports what has native code (pure Python packages are
+looked up, which takes no time). A check is "ok", "note" (something works
 slower or is left out) or "bad" (a job cannot run), and then says what to do.
 """
 
@@ -69,14 +70,14 @@ JOBS: Mapping[str, tuple[str, ...]] = {
 #: The jobs whose failure makes `doctor` exit with 1.
 MAIN = ("world-r1 sample", "world-r1 train on this CPU")
 
-#: Check name -> (module that is imported, distribution whose version counts).
+#: Check name -> (module, distribution whose version counts, whether the module is imported).
 MODULES = {
-    "diffusers": ("diffusers.models.autoencoders.autoencoder_kl_wan", "diffusers"),
-    "transformers": ("transformers", "transformers"),
-    "peft": ("peft", "peft"),
-    "ray": ("ray", "ray"),
-    "trl": ("trl", "trl"),
-    "opencv": ("cv2", "opencv-python-headless"),
+    "diffusers": ("diffusers", "diffusers", False),
+    "transformers": ("transformers", "transformers", False),
+    "peft": ("peft", "peft", False),
+    "ray": ("ray", "ray", True),
+    "trl": ("trl", "trl", False),
+    "opencv": ("cv2", "opencv-python-headless", True),
 }
 
 
@@ -131,11 +132,13 @@ def torch() -> Check:
     return _imported("torch", "torch", describe)
 
 
-def module(name: str, target: str, distribution: str) -> Check:
-    """A Python package: whether it imports, and its version against our bounds."""
+def module(name: str, target: str, distribution: str, load: bool) -> Check:
+    """A Python package: whether it is there (and imports, with `load`), and its version against our bounds."""
 
     def describe() -> str:
-        loaded = importlib.import_module(target)
+        if importlib.util.find_spec(target) is None:
+            raise ModuleNotFoundError(f"No module named {target!r}", name=target)
+        loaded = importlib.import_module(target) if load else None
         return _version(distribution) or str(getattr(loaded, "__version__", "version unknown"))
 
     return _imported(name, distribution, describe)
