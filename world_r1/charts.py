@@ -33,7 +33,7 @@ def number(value: float | None, digits: int = 3) -> str:
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     if abs(value) >= 1e5 or decimals > 6:
         return f"{value:.{digits - 1}e}"
-    return f"{value:.{decimals}f}"
+    return f"{value:.{decimals}f}".replace("-", "\u2212")
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -141,18 +141,53 @@ def _spread(labels: list[tuple[float, str]]) -> list[str]:
 
 
 def interval(value: float, low: float, high: float, reach: float, verdict: str) -> str:
-    """A dot with its 95 % interval on an axis from -reach to reach, zero in the middle; values beyond are cut at the edge."""
+    """A dot with its 95 % interval on an axis from -reach to reach, zero in the middle; an arrow where it goes on beyond."""
     width, height = 190, 22
+    middle = height / 2
 
     def at(v: float) -> float:
-        return width / 2 + max(-1.0, min(1.0, v / reach)) * (width / 2 - 8)
+        return width / 2 + max(-1.0, min(1.0, v / reach)) * (width / 2 - 10)
 
+    arrows = "".join(
+        f'<path class="beyond" d="M{at(end):.1f} {middle - 4}l{side * 7} 4l{-side * 7} 4"/>'
+        for end, side in ((low, -1), (high, 1))
+        if end * side > reach
+    )
     return (
         f'<svg class="interval {verdict}" viewBox="0 0 {width} {height}" width="{width}" height="{height}" aria-hidden="true">'
         f'<line class="zero" x1="{width / 2}" x2="{width / 2}" y1="1" y2="{height - 1}"/>'
-        f'<line class="bar" x1="{at(low):.1f}" x2="{at(high):.1f}" y1="{height / 2}" y2="{height / 2}"/>'
-        f'<circle cx="{at(value):.1f}" cy="{height / 2}" r="4.5"/></svg>'
+        f'<line class="bar" x1="{at(low):.1f}" x2="{at(high):.1f}" y1="{middle}" y2="{middle}"/>{arrows}'
+        f'<circle cx="{at(value):.1f}" cy="{middle}" r="4.5"/></svg>'
     )
+
+
+def pairs(title: str, before: Sequence[float], after: Sequence[float], better: str) -> str:
+    """One dot per clip, before against after; dots on the shaded side of the diagonal improved."""
+    size, left, top, bottom = 230, 44, 8, 38
+    head = f"<figcaption><b>{html.escape(title)}</b></figcaption>"
+    if not before:
+        return f'<figure class="chart">{head}<p class="empty">not measured</p></figure>'
+    values = [*before, *after]
+    margin = (max(values) - min(values)) * 0.06 or abs(values[0]) * 0.1 or 1.0
+    low, high = min(values) - margin, max(values) + margin
+    right, floor = size - 8, size - bottom
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return left + (x - low) / (high - low) * (right - left), floor - (y - low) / (high - low) * (floor - top)
+
+    corner = f"{left} {top}" if better == "higher" else f"{right} {floor}"
+    parts = [
+        f'<path class="side" d="M{left} {floor}L{right} {top}L{corner}Z"/><path class="diagonal" d="M{left} {floor}L{right} {top}"/>'
+    ]
+    for tick in ticks(low, high):
+        x, y = at(tick, tick)
+        parts.append(f'<text class="tick" x="{left - 6}" y="{y + 3.5:.1f}" text-anchor="end">{_tick(tick)}</text>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{floor + 14}" text-anchor="middle">{_tick(tick)}</text>')
+    parts += ['<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="3"/>'.format(*at(x, y)) for x, y in zip(before, after, strict=True)]
+    parts.append(f'<text class="tick" x="{(left + right) / 2}" y="{size - 8}" text-anchor="middle">before</text>')
+    parts.append(f'<text class="tick" x="{left + 6}" y="{top + 10}">after</text>')
+    svg = f'<svg viewBox="0 0 {size} {size}" role="img" aria-label="{html.escape(title)}, before against after">{"".join(parts)}</svg>'
+    return f'<figure class="chart">{head}{svg}</figure>'
 
 
 def gap(share: float) -> str:
@@ -197,10 +232,12 @@ def paths(tracks: Iterable[tuple[str, Sequence[Sequence[float]]]], depth: float)
     first = drawn[0][1]
     side = np.ptp(first[:, 1]) + np.ptp(first[:, 4]) > np.ptp(first[:, 0]) + np.ptp(first[:, 3])
     across, up, sign = (2, 1, -1) if side else (0, 2, 1)
-    stroke = 0.22 * depth
+    reach = float(np.ptp(first[:, [across, up]], axis=0).max())
+    stroke = max(0.22 * depth, 0.5 * reach)
     flat = [(style, t[:, [across, up]] * [1, sign], t[:, [across + 3, up + 3]] * [1, sign] * stroke) for style, t in drawn]
     subject = np.array([[depth, 0.0]]) if side else np.array([[0.0, depth]])
-    everything = np.concatenate([np.concatenate([p, p + d]) for _, p, d in flat] + [subject])
+    whole = [np.concatenate([p, p + d]) for _, p, d in flat]
+    everything = np.concatenate([*whole, subject] if reach > 0.15 * depth else whole)
     low, high = everything.min(0), everything.max(0)
     size, pad = 200.0, 14.0
     scale = (size - 2 * pad) / max(float((high - low).max()), 1e-6)
@@ -210,7 +247,7 @@ def paths(tracks: Iterable[tuple[str, Sequence[Sequence[float]]]], depth: float)
         x, y = (point - centre) * scale
         return size / 2 + float(x), size / 2 - float(y)
 
-    parts = ['<circle class="subject" cx="{:.1f}" cy="{:.1f}" r="3.5"/>'.format(*at(subject[0]))]
+    parts = ['<circle class="subject" cx="{:.1f}" cy="{:.1f}" r="4"/>'.format(*at(subject[0]))]  # cut off where it is out of view
     for style, position, direction in flat:
         line = "".join(f"{'M' if i == 0 else 'L'}{x:.1f} {y:.1f}" for i, (x, y) in enumerate(at(p) for p in position))
         parts.append(f'<path class="track {style}" d="{line}"/>')

@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from world_r1 import heldout
+from world_r1 import heldout, plane_sweep
 from world_r1.config import RewardsConfig
 from world_r1.types import Clip, Trajectory
 
@@ -155,6 +155,7 @@ def reconstruct(clip: Clip) -> dict[str, Any]:
 
     path = clip.trajectory
     result: dict[str, Any] = {"commanded": _path(path.c2w) if path else None, "depth": float(path.depth) if path else 1.0}
+    result["turns_only"] = path is not None and plane_sweep.turns_only(path)
     evidence = load("flow_ba", PROBES, Probe)(quality="eval").observe([clip], [{"frames": clip.video}])[0]
     if isinstance(evidence, Exception):
         return result | {"why": f"{type(evidence).__name__}: {evidence}"}

@@ -43,7 +43,7 @@ METRICS: Mapping[str, Metric] = {
 }
 #: Frames wider than this are shrunk for tracking; all px values refer to the frame that is tracked.
 TRACK_WIDTH = 256
-#: Below this median displacement in px over four frames a clip counts as frozen: epipolar geometry is then undefined, not perfect.
+#: Below this median displacement in px over four frames a clip counts as frozen: its geometry is undefined, not perfect.
 FROZEN = 0.25
 _GAP = 4
 _INLIER = 0.5
@@ -120,13 +120,14 @@ def _track_metrics(
         missing["motion"] = "no track survives, so motion is unknown"
     else:
         values["motion"] = motion / _GAP
-    values["forward_backward"] = float(np.mean([np.median(t.error) for t in tracks]))
     try:
         if not lost and motion < FROZEN:
             raise ValueError(f"frozen: the median track moves {motion:.2f} px in {_GAP} frames")
+        values["forward_backward"] = float(np.mean([np.median(t.error) for t in tracks]))
         values["sampson"], values["inliers"] = epipolar(tracks)
     except ValueError as error:
-        missing.update({"sampson": str(error), "inliers": str(error)})
+        unknown = [name for name in ("forward_backward", "sampson", "inliers") if values[name] is None]
+        missing.update(dict.fromkeys(unknown, str(error)))
     if trajectory is None or not sweeping.moves(trajectory):
         missing["camera"] = "the prompt commands no camera motion"
     else:

@@ -5,17 +5,24 @@ for (const figure of document.querySelectorAll(".cloud")) {
   const buttons = [...figure.querySelectorAll("button")];
   let cloud = clouds[clouds.length - 1], yaw = 0.35, pitch = 0.18, zoom = 1, touched = false, seen = false;
 
+  // look at the middle of the points from a little behind the first camera, whatever the scale of the estimate
+  const middle = (values) => [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)] || 0;
+  for (const c of clouds) {
+    c.centre = [0, 1, 2].map((axis) => middle(c.points.map((p) => p[axis])));
+    c.range = 1.25 * Math.max(Math.hypot(...c.centre), 1e-3);
+  }
+
   function draw() {
     const ratio = window.devicePixelRatio || 1, w = canvas.clientWidth, h = canvas.clientHeight;
     if (canvas.width !== Math.round(w * ratio)) { canvas.width = Math.round(w * ratio); canvas.height = Math.round(h * ratio); }
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, w, h);
-    const cy = Math.cos(yaw), sy = Math.sin(yaw), cp = Math.cos(pitch), sp = Math.sin(pitch), depth = cloud.depth, back = depth * 1.15 / zoom;
+    const cy = Math.cos(yaw), sy = Math.sin(yaw), cp = Math.cos(pitch), sp = Math.sin(pitch), back = cloud.range / zoom;
     const spots = [];
     const place = ([x, y, z]) => {
-      const dz = z - depth, a = cy * x - sy * dz, b = sy * x + cy * dz;
-      const v = cp * y + sp * b, d = -sp * y + cp * b + back;
-      return d > 0.05 * depth ? [w / 2 + a / d * w * 0.62, h / 2 + v / d * w * 0.62, d] : null;
+      const dx = x - cloud.centre[0], dy = y - cloud.centre[1], dz = z - cloud.centre[2];
+      const a = cy * dx - sy * dz, b = sy * dx + cy * dz, v = cp * dy + sp * b, d = -sp * dy + cp * b + back;
+      return d > 0.05 * back ? [w / 2 + a / d * w * 0.62, h / 2 + v / d * w * 0.62, d] : null;
     };
     cloud.points.forEach((point, i) => { const spot = place(point); if (spot) spots.push([...spot, cloud.colours[i]]); });
     spots.sort((p, q) => q[2] - p[2]);
