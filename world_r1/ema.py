@@ -53,6 +53,7 @@ class EMA:
         for name, value in self.average.items():
             if state[name].shape != value.shape:
                 raise ValueError(f"the average of {name} has shape {tuple(state[name].shape)}, expected {tuple(value.shape)}")
+        for name, value in self.average.items():
             value.copy_(state[name])
         self.updates = int(state["updates"])
 

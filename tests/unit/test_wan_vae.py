@@ -74,11 +74,13 @@ def test_equals_the_stock_path(name: str, frames: int, channels_last: bool) -> N
             wan_vae.channels_last(vae)
         mean, logvar = wan_vae.encode(vae, x)
         video = wan_vae.decode(vae, z, clamp=True)
+    differentiable = wan_vae.decode(vae, z, clamp=True)  # with gradients: the path of every device
     assert stock.mean.std() > 1e-3
     assert stock_video.std() > 1e-3
     torch.testing.assert_close(mean, stock.mean, atol=1e-5, rtol=0)
     torch.testing.assert_close(logvar.clamp(-30, 20), stock.logvar, atol=1e-5, rtol=0)
     torch.testing.assert_close(video, stock_video, atol=1e-5, rtol=0)
+    torch.testing.assert_close(differentiable, stock_video, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["wan2.1", "wan2.2"])

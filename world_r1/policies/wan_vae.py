@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from world_r1.policies import wan_vae_cpu
+
 
 def encode(vae: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Encode videos [B, 3, T, H, W] in -1..1 to (mean, log-variance), each [B, z, t, h, w], not normalised.
@@ -37,10 +39,14 @@ def encode(vae: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 def decode(vae: nn.Module, z: torch.Tensor, clamp: bool = False) -> torch.Tensor:
     """Decode latents [B, z, t, h, w] (not normalised) to videos [B, 3, 1 + 4 (t - 1), H, W].
 
-    Differentiable. `clamp` cuts the result to -1..1 as the stock path does; leave it off in training, where it kills gradients.
+    Differentiable; without gradients a CPU decodes one video at a time by `wan_vae_cpu`. `clamp` cuts the result to -1..1 as the
+    stock path does; leave it off in training, where it kills gradients.
     """
     config: Any = vae.config
-    hidden = _decoder(vae.decoder, _conv(vae.post_quant_conv, z))
+    if z.device.type == "cpu" and z.dtype == torch.float32 and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")):
+        hidden = torch.cat([wan_vae_cpu.decode(vae, one) for one in z.split(1)])
+    else:
+        hidden = _decoder(vae.decoder, _conv(vae.post_quant_conv, z))
     video = unpatchify(hidden, config.patch_size)
     return video.clamp(-1.0, 1.0) if clamp else video
 
