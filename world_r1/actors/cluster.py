@@ -193,7 +193,9 @@ class Cluster:
                 ray.init(address=settings.address, **common)
             else:
                 # Reservations are logical: one core may carry two busy actors, slowly. GPUs are never invented.
-                ray.init(num_cpus=max(os.cpu_count() or 1, int(self._cpus() + 0.999)), **common)
+                # Ray would run its workers at niceness 15, where any other process of the machine starves them.
+                cpus = max(os.cpu_count() or 1, int(self._cpus() + 0.999))
+                ray.init(num_cpus=cpus, _system_config={"worker_niceness": 0}, **common)
         except (RayError, OSError, ConnectionError, ValueError, RuntimeError) as error:
             where = f"join the Ray cluster at {settings.address}" if settings.address else "start a local Ray cluster"
             raise ClusterError(f"cannot {where}: {first_line(error)}") from error
