@@ -22,7 +22,7 @@ def animation(path: Path, *, fps: float = 8.0, quality: int = 72) -> str | None:
     from world_r1.video import read_mp4
 
     try:
-        video = read_mp4(path)
+        video, _ = read_mp4(path)
     except (ValueError, OSError) as error:
         log.warning("left out of the report: %s: %s", path, error)
         return None
