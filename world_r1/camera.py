@@ -1,15 +1,15 @@
 """Camera commands as paths: amplitudes, integration of a command into poses, trajectories.
 
-The words are read and written by `world_r1.command`, whose names are re-exported here. A command is a sequence of segments, a segment
-is one or more simultaneous moves. Six controls describe every move:
+The words are read and written by `world_r1.command`, whose names are re-exported here. A command is a sequence of segments, a
+segment is one or more simultaneous moves. Six controls describe every move:
 
     orbit, dolly, truck, pedestal, pan, tilt      angles in radians, translations as a share of `depth`
 
-The T frames are split equally among the S segments; inside a segment every control grows linearly with time (constant speed), and each
-segment starts from the pose that the one before has reached. Frame 0 is the identity.
+The T frames are split equally among the S segments; inside a segment every control grows linearly with time (constant speed), and
+each segment starts from the pose that the one before has reached. Frame 0 is the identity.
 
-The state is (position, yaw, pitch) in a frame whose vertical is gravity (OpenCV axes: x right, y down, z forward). With the horizontal
-heading f(yaw) = (sin yaw, 0, cos yaw) and its right r(yaw) = (cos yaw, 0, -sin yaw), one segment does, in this order,
+The state is (position, yaw, pitch) in a frame whose vertical is gravity (OpenCV axes: x right, y down, z forward). With the
+horizontal heading f(yaw) = (sin yaw, 0, cos yaw) and its right r(yaw) = (cos yaw, 0, -sin yaw), one segment does, in this order,
 
     orbit by a     pivot = position + R f(yaw);  yaw <- yaw - a;  position <- pivot - R f(yaw)
     dolly          position <- position + depth dolly f(yaw)
@@ -17,12 +17,12 @@ heading f(yaw) = (sin yaw, 0, cos yaw) and its right r(yaw) = (cos yaw, 0, -sin 
     pedestal       position <- position - depth pedestal (0, 1, 0)
     pan, tilt      yaw <- yaw + pan;  pitch <- pitch + tilt
 
-so "orbit right" carries the camera to its right while it turns left, the distance to the vertical axis through the subject is constant and
-the axis stays in the image column of the principal point, exactly. R is the distance of the subject along the heading: `depth` at first, less
-after a push in, more after a pull out, so that "push in, then orbit left" orbits what was pushed in on.
+so "orbit right" carries the camera to its right while it turns left, the distance to the vertical axis through the subject is
+constant and the axis stays in the image column of the principal point, exactly. R is the distance of the subject along the heading:
+`depth` at first, less after a push in, more after a pull out, so that "push in, then orbit left" orbits what was pushed in on.
 
-(The public release of World-R1 places the centre of its orbits behind the camera, to the effect of an outward arc, and calls "orbit left"
-the move to the right; its pushes, moves and pans are those of the preset `world_r1`.)
+(The public release of World-R1 places the centre of its orbits behind the camera, to the effect of an outward arc, and calls "orbit
+left" the move to the right; its pushes, moves and pans are those of the preset `world_r1`.)
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ PRESETS: dict[str, Preset] = {
         together=0.75,
         pace=1.6,  # two segments get 0.8 of their amplitude each
     ),
-    # Focal length 1.2 x width; the release has no vertical moves: up and down take the amplitude of left and right, tilt that of pan.
+    # Focal length 1.2 x width; the release has no vertical moves: up and down take the amplitude of left and right, tilt that of
+    # pan.
     "world_r1": Preset(
         depth=1000.0,
         pitch=0.0,
@@ -132,7 +133,8 @@ PRESETS: dict[str, Preset] = {
 def segment_controls(command: Command, frames: int, preset: Preset) -> np.ndarray:
     """Controls over time, float32 [S, T, 6] in the order of `CONTROLS`; angles in radians, translations as a share of depth.
 
-    Row [s, t] is what segment s has done by frame t: zero before its turn, linear during it, constant afterwards. ValueError without frames.
+    Row [s, t] is what segment s has done by frame t: zero before its turn, linear during it, constant afterwards.
+    ValueError without frames.
     """
     if frames < 1:
         raise ValueError(f"a camera path needs at least one frame, got frames={frames}")

@@ -1,34 +1,37 @@
 """Camera-warped Gaussian noise: the rule for x_T everywhere, in training, sampling and evaluation.
 
-The idea (Go-with-the-Flow, arXiv 2501.08331; World-R1, arXiv 2604.24764, eq. 6-7) is to move the initial noise of a video as its camera
-moves, while every frame stays white N(0, 1). Those works warp frame after frame and drop what is below a pixel in each step. Here every
-latent frame is mapped *directly* to one canonical set of cells, so nothing drifts.
+The idea (Go-with-the-Flow, arXiv 2501.08331; World-R1, arXiv 2604.24764, eq. 6-7) is to move the initial noise of a video as its
+camera moves, while every frame stays white N(0, 1). Those works warp frame after frame and drop what is below a pixel in each step.
+Here every latent frame is mapped *directly* to one canonical set of cells, so nothing drifts.
 
-**Geometry.** The world is a proxy: the plane z = depth in front of the first camera, cut off by the sphere of radius 2 depth around it. The
-body behind which the plane lies is convex, so a ray from inside meets its surface exactly once, and directions of an inner camera and
-points of the surface correspond one to one. One latent frame is the anchor. A pixel of any frame is cast to the proxy, the point is looked at
-from the anchor, and the anchor's image coordinates, rounded down, are its cell. Inside its field of view they are the ordinary pixel
-coordinates, so the anchor's own pixels are the cells; outside they go on linearly in the angle, first horizontally on a cylinder, then
-vertically, with the slope that they have at the edge. A ray that misses (camera outside) gets a cell of its own.
-The anchor is the frame that sees the world coarsest, such that the others enlarge it: the first for a push in, the last for a pull out, the
-middle one for a pan. An area ratio above one skips cells, which loses correlation, never whiteness; the choice minimises its mean logarithm.
+**Geometry.** The world is a proxy: the plane z = depth in front of the first camera, cut off by the sphere of radius 2 depth around
+it. The body behind which the plane lies is convex, so a ray from inside meets its surface exactly once, and directions of an inner
+camera and points of the surface correspond one to one. One latent frame is the anchor. A pixel of any frame is cast to the proxy,
+the point is looked at from the anchor, and the anchor's image coordinates, rounded down, are its cell. Inside its field of view
+they are the ordinary pixel coordinates, so the anchor's own pixels are the cells; outside they go on linearly in the angle, first
+horizontally on a cylinder, then vertically, with the slope that they have at the edge. A ray that misses (camera outside) gets a
+cell of its own. The anchor is the frame that sees the world coarsest, such that the others enlarge it: the first for a push in, the
+last for a pull out, the middle one for a pan. An area ratio above one skips cells, which loses correlation, never whiteness; the
+choice minimises its mean logarithm.
 
-**Noise.** Every latent cell (L) is a block of fine x fine pixels; k_c pixels of a frame lie in cell c. With q ~ N(0, I) over the cells, shared by
-all frames, and n ~ N(0, I) over the pixels, fresh in every frame, pixel i in cell c has
+**Noise.** Every latent cell (L) is a block of fine x fine pixels; k_c pixels of a frame lie in cell c. With q ~ N(0, I) over the
+cells, shared by all frames, and n ~ N(0, I) over the pixels, fresh in every frame, pixel i in cell c has
 
     x_i = q_c / sqrt(k_c) + n_i - mean_{j in c} n_j
 
-The covariance of the pixels of c is 1/k_c + (delta_ij - 1/k_c) = delta_ij: unit variance and independent, whatever the map. The latent noise
+The covariance of the pixels of c is 1/k_c + (delta_ij - 1/k_c) = delta_ij: unit variance and independent, whatever the map. The
+latent noise
 
     z_L = 1/fine sum_{i in L} x_i  ~ N(0, 1), independent over L and channels within a frame, exactly;
     Cov(z_L, z'_M) = 1/fine^2 sum_c m_Lc m'_Mc / sqrt(k_c k'_c)   between two frames,     m_Lc = pixels of L in c.
 
-**Fewer random numbers.** A cell that lies within one block adds nothing to the residual there, since its n_i - mean n sum to zero. Only
-cells that straddle blocks matter, and of those only the sums over (L, c): with g ~ N(0, 1) per pair, the sum of n_i over the pair is
-sqrt(m_Lc) g. `initial_noise` draws just these; `warp`, for batches of many maps, draws every n_i. Both have the same law.
+**Fewer random numbers.** A cell that lies within one block adds nothing to the residual there, since its n_i - mean n sum to zero.
+Only cells that straddle blocks matter, and of those only the sums over (L, c): with g ~ N(0, 1) per pair, the sum of n_i over the
+pair is sqrt(m_Lc) g. `initial_noise` draws just these; `warp`, for batches of many maps, draws every n_i. Both have the same law.
 
-**Randomness** is a function of (key, purpose, index): a counter-based generator (SplitMix64, Steele et al. 2014, and Box-Muller) in integer
-and float64 tensor operations, so a sample does not depend on its batch, on the device (up to rounding of sums), or on the order of evaluation.
+**Randomness** is a function of (key, purpose, index): a counter-based generator (SplitMix64, Steele et al. 2014, and Box-Muller) in
+integer and float64 tensor operations, so a sample does not depend on its batch, on the device (up to rounding of sums), or on the
+order of evaluation.
 """
 
 from __future__ import annotations
@@ -44,7 +47,6 @@ import torch.nn.functional as F
 from world_r1 import rng
 from world_r1.config import NoiseConfig
 from world_r1.types import Trajectory
-
 
 #: Radius of the sphere that closes the proxy, in units of the subject's depth.
 _RADIUS = 2.0
@@ -69,7 +71,8 @@ class NoiseMap:
     weight: torch.Tensor
     #: [t, h w] int64: pixels with cells of their own.
     own: torch.Tensor
-    #: [R] int64 per straddling (L, c) of a frame: flat index of L in t h w, index of the straddling cell, m_Lc; [G] int64 k_c per straddling cell.
+    #: [R] int64 per straddling (L, c) of a frame: flat index of L in t h w, index of the straddling cell, m_Lc; [G] int64 k_c per
+    #: straddling cell.
     pair_block: torch.Tensor
     pair_cell: torch.Tensor
     pair_count: torch.Tensor
@@ -93,9 +96,9 @@ def initial_noise(
 ) -> torch.Tensor:
     """x_T of one sample: float32 [C, t, h, w] on the CPU; all randomness follows from `key`.
 
-    Without a trajectory (or with `noise.warp` false) it is white. Otherwise the warped noise w is mixed, at constant variance, with fresh noise,
-    ((1-a) w + a e) / sqrt((1-a)^2 + a^2), a = `noise.degradation`, and then blended over an independent base with s = `noise.strength`.
-    `device` says where to compute; the numbers are the same up to rounding. ValueError if shape, frames and intrinsics do not fit together.
+    Without a trajectory (or with `noise.warp` false) it is white. Otherwise the warped noise w is mixed, at constant variance, with fresh
+    noise, ((1-a) w + a e) / sqrt((1-a)^2 + a^2), a = `noise.degradation`, then blended over an independent base, s = `noise.strength`.
+    `device` says where to compute; the numbers are the same up to rounding. ValueError if shape, frames and intrinsics do not fit.
     """
     channels, *grid = shape
     if len(shape) != 4 or min(shape) < 1:
@@ -146,8 +149,8 @@ def _warp_one(where: NoiseMap, channels: int, seeds: list[int]) -> torch.Tensor:
 def warp(ids: torch.Tensor, cells: int, channels: int, grid: tuple[int, int, int], generator: torch.Generator) -> torch.Tensor:
     """Warped noise of many samples at once: float32 [B, C, t, h, w] on the device of `ids`.
 
-    `ids` [B, t, P] integers as in `NoiseMap` (cells below `cells`, -1: own cell), P = h w fine^2 block by block; `generator` lives on that device.
-    ValueError if P does not fit the grid.
+    `ids` [B, t, P] integers as in `NoiseMap` (cells below `cells`, -1: own cell), P = h w fine^2 block by block; `generator` lives on
+    that device. ValueError if P does not fit the grid.
     """
     batch, frames, pixels = ids.shape
     t, height, width = grid
@@ -211,7 +214,7 @@ _CACHE = _Cache(budget=1 << 30)
 def noise_map(trajectory: Trajectory, grid: tuple[int, int, int], fine: int, *, device: torch.device | str = "cpu") -> NoiseMap:
     """The cells of a trajectory for latents of (t, h, w), `fine` pixels a side in each; cached.
 
-    Latent frame f belongs to video frame f (T - 1) / (t - 1). ValueError if that is no integer, or if the intrinsics do not belong to the size.
+    Latent frame f belongs to video frame f (T - 1) / (t - 1). ValueError if that is no integer, or if K does not belong to the size.
     """
     _check(trajectory, grid, fine)
     parts = (trajectory.c2w.tobytes(), trajectory.K.tobytes(), trajectory.size, trajectory.depth)
@@ -275,39 +278,42 @@ def _build(trajectory: Trajectory, grid: tuple[int, int, int], fine: int, device
     t, h, w = grid
     anchor = _choose_anchor(_view(trajectory, grid, fine, "cpu"))
     view = _view(trajectory, grid, fine, device)
-    y, x = torch.meshgrid(
-        torch.arange(h * fine, dtype=torch.float64, device=device),
-        torch.arange(w * fine, dtype=torch.float64, device=device),
-        indexing="ij",
-    )
-    block = lambda a: a.view(h, fine, w, fine).transpose(1, 2).reshape(-1)  # noqa: E731
-    x, y = block(x) + 0.5, block(y) + 0.5
+    axis = lambda n: torch.arange(n, dtype=torch.float64, device=device) + 0.5  # noqa: E731
+    y, x = torch.meshgrid(axis(h * fine), axis(w * fine), indexing="ij")
+    x, y = (a.view(h, fine, w, fine).transpose(1, 2).reshape(-1) for a in (x, y))
+    rays = _rays(view, x, y)
     columns, rows, hits = [], [], []
-    for frame in range(t):
-        u, v, hit = _coordinates(view, anchor, frame, x, y)
-        columns.append((u + _TIE).floor().long())
-        rows.append((v + _TIE).floor().long())
+    for frames in torch.arange(t, device=device).split(t if rays.is_cuda else 1):  # one at a time stays in a CPU's cache
+        point, hit = _points(view, frames, rays)
+        u, v = _seen(view, anchor, point)
+        columns.append(u.add_(_TIE).floor_().int())
+        rows.append(v.add_(_TIE).floor_().int())
         hits.append(hit)
-    ids, cells = _compact(torch.stack(columns), torch.stack(rows), torch.stack(hits))
+    ids, cells = _compact(torch.cat(columns), torch.cat(rows), torch.cat(hits))
     return _structure(ids, cells, anchor, grid, fine)
 
 
-def _coordinates(
-    view: _View, anchor: int | torch.Tensor, frame: int | torch.Tensor, x: torch.Tensor, y: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
-    """Extended image coordinates (u, v) in the anchor camera of pixels (x, y) of a frame, and whether their rays hit the proxy.
-
-    `anchor` and `frame` are indices, or index tensors [..., 1] that broadcast with x and y.
-    """
+def _rays(view: _View, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Unit rays [N, 3] through pixels [N] in camera axes."""
     rays = torch.stack([(x - view.centre[0]) / view.focal[0], (y - view.centre[1]) / view.focal[1], torch.ones_like(x)], -1)
-    rays = rays / rays.norm(dim=-1, keepdim=True)
-    direction = (view.rotation[frame] @ rays[..., None])[..., 0]
-    origin = view.origin[frame].expand_as(direction)
+    return rays / rays.norm(dim=-1, keepdim=True)
+
+
+def _points(view: _View, frames: torch.Tensor, rays: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Points [F, N, 3] of the proxy (units of depth) that the rays of frames [F] meet, and whether they meet it, bool [F, N]."""
+    direction = rays @ view.rotation[frames].transpose(-1, -2)
+    origin = view.origin[frames][:, None]
     distance, hit = _cast(origin, direction)
-    point = origin + distance[..., None] * direction - view.origin[anchor]
-    seen = (view.rotation[anchor].transpose(-1, -2) @ point[..., None])[..., 0]
-    u, v = _extended(view, *seen.unbind(-1))
-    return u, v, hit
+    return torch.addcmul(origin, distance[..., None], direction), hit
+
+
+def _seen(view: _View, anchor: int | torch.Tensor, point: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Extended image coordinates of points [F, N, 3] in one anchor camera ([F, N]) or in several ([A] -> [A, F, N])."""
+    if isinstance(anchor, torch.Tensor):
+        origin, rotation = view.origin[anchor][:, None, None], view.rotation[anchor][:, None]
+    else:
+        origin, rotation = view.origin[anchor], view.rotation[anchor]
+    return _extended(view, *((point - origin) @ rotation).unbind(-1))
 
 
 def _cast(origin: torch.Tensor, direction: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -315,7 +321,7 @@ def _cast(origin: torch.Tensor, direction: torch.Tensor) -> tuple[torch.Tensor, 
 
     The body is {z <= 1} with {|X| <= 2}: from inside the exit counts, from outside the entry.
     """
-    along = (origin * direction).sum(-1)
+    along = (direction @ origin.transpose(-1, -2))[..., 0]
     inside = along.square() - origin.square().sum(-1) + _RADIUS**2
     root = inside.clamp(min=0).sqrt()
     near, far = -along - root, -along + root
@@ -344,23 +350,20 @@ def _extended(view: _View, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) ->
 
 
 def _choose_anchor(view: _View) -> int:
-    """The latent frame into which the pixels of all frames map with the least shrinking: argmin of the mean of log max(1, area ratio)."""
+    """The latent frame into which the pixels of all frames map with the least shrinking: least mean of log max(1, area ratio)."""
     t = len(view.origin)
     rows, columns = view.size
-    y, x = torch.meshgrid(
-        torch.linspace(0.04, 0.96, 7).double() * rows, torch.linspace(0.04, 0.96, 11).double() * columns, indexing="ij"
-    )
-    x, y = x.reshape(-1), y.reshape(-1)
-    step = 0.25
-    corners = [(-step, 0.0), (step, 0.0), (0.0, -step), (0.0, step)]
-    px, py = torch.cat([x + dx for dx, _ in corners]), torch.cat([y + dy for _, dy in corners])
+    spread = lambda n, size: torch.linspace(0.04, 0.96, n, dtype=torch.float64) * size  # noqa: E731
+    y, x = torch.meshgrid(spread(7, rows), spread(11, columns), indexing="ij")
+    x, y, step = x.reshape(-1), y.reshape(-1), 0.25
     index = torch.arange(t)
-    u, v, hit = _coordinates(view, index[:, None, None], index[None, :, None], px, py)
-    u, v, hit = (value.expand(t, t, len(px)).unflatten(-1, (4, -1)) for value in (u, v, hit))
+    stencil = torch.cat([x - step, x + step, x, x]), torch.cat([y, y, y - step, y + step])
+    point, hit = _points(view, index, _rays(view, *stencil))
+    u, v = (value.unflatten(-1, (4, -1)) for value in _seen(view, index, point))
     area = ((u[:, :, 1] - u[:, :, 0]) * (v[:, :, 3] - v[:, :, 2]) - (u[:, :, 3] - u[:, :, 2]) * (v[:, :, 1] - v[:, :, 0])) / (
         2 * step
     ) ** 2
-    loss = torch.where(hit.all(2), area.abs().clamp(min=1.0).log(), 0.0).mean((1, 2))
+    loss = torch.where(hit.unflatten(-1, (4, -1)).all(1), area.abs().clamp(min=1.0).log(), 0.0).mean((1, 2))
     return int((loss <= loss.min() + 1e-6).nonzero()[0, 0])
 
 
@@ -370,7 +373,7 @@ def _compact(column: torch.Tensor, row: torch.Tensor, hit: torch.Tensor) -> tupl
         return torch.full_like(column, -1, dtype=torch.int32), 0
     column, row = (torch.where(hit, value, value[hit].min()) for value in (column, row))
     column, row = column - column.min(), row - row.min()
-    raster = row * (column.max() + 1) + column
+    raster = row.long() * (int(column.max()) + 1) + column
     used = torch.zeros(int(raster.max()) + 1, dtype=torch.bool, device=raster.device)
     used[raster[hit]] = True
     number = used.cumsum(0, dtype=torch.int32) - 1

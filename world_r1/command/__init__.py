@@ -1,4 +1,4 @@
-"""Camera commands: what they are, and how they are read from a prompt (`reading`), written into one (`writing`) and spelt (`words`)."""
+"""Camera commands: what they are, how they are read from a prompt (`reading`), written into one (`writing`) and spelt (`words`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["MOTIONS", "SPEEDS", "Command", "Segment", "axis", "describe", "parse
 class Segment:
     """One stretch of time: the moves that happen together, and their speed factor.
 
-    Example: `Segment(("push in", "tilt up"), 0.6)`. ValueError for unknown, repeated or contradictory moves, and for other speeds than `SPEEDS`.
+    Example: `Segment(("push in", "tilt up"), 0.6)`. ValueError for unknown, repeated or contradictory moves, or an unknown speed.
     """
 
     moves: tuple[str, ...]
@@ -41,7 +41,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Command:
-    """Segments one after the other. Example: `Command((Segment(("push in",)), Segment(("pan left",))))`; ValueError without segments."""
+    """Segments one after the other; ValueError if there are none. Example: `Command((Segment(("push in",)), Segment(("pan left",))))`"""
 
     segments: tuple[Segment, ...]
 
@@ -65,5 +65,5 @@ def parse(text: str) -> Command | None:
 
 
 def describe(command: Command, rng: random.Random) -> str:
-    """A natural phrasing of the command without full stop, for example "The camera pushes in, then pans left"; `parse` reads it back."""
+    """A natural phrasing of the command without full stop, such as "The camera pushes in, then pans left"; `parse` reads it back."""
     return writing.write([(segment.moves, segment.speed) for segment in command.segments], rng)

@@ -1,8 +1,8 @@
 """From English to camera moves: a small recursive-descent grammar.
 
-A prompt mixes a camera with a scene ("The camera pushes in while a red box moves to the left."), so camera words are read from two kinds
-of places only: after a camera subject ("the camera ...", "Camera ...", "a static shot"), and from a sentence that is made of nothing but
-camera phrases ("Orbit left, then push in."). Everything else is scene and never a command.
+A prompt mixes a camera with a scene ("The camera pushes in while a red box moves to the left."), so camera words are read from two
+kinds of places only: after a camera subject ("the camera ...", "Camera ...", "a static shot"), and from a sentence that is made of
+nothing but camera phrases ("Orbit left, then push in."). Everything else is scene and never a command.
 
     text      = sentences; those that command follow each other in time, an identical restatement is ignored
     chain     = [lead] [subject] phrase (joint [subject] phrase)*
@@ -249,7 +249,7 @@ class _Sentence:
     def joint(self, i: int, chain: _Chain | None = None) -> tuple[_Phrase, str, bool] | None:
         """A joint at i and the phrase behind it: (phrase, kind, whether it names the camera).
 
-        With the chain before it, "it" may be the camera (unless it may be an object), and a direction may borrow the verb ("left and up").
+        With the chain before it, "it" may be the camera (unless it may be an object), and a direction may borrow the verb.
         """
         for words, kind in w.JOINTS:
             if not self.starts(i, words):

@@ -117,10 +117,11 @@ NO_CAMERA_MOTION = _phrases("no camera movement|no camera motion|no camera moves
 AUXILIARIES = _set("is still will starts begins continues keeps now to by should must then first finally")
 #: Words that head a sentence before its camera phrase.
 LEADS = _set("first then next finally afterwards")
-#: Words that start an object ("toward the red box"), and those that an object never runs across because another clause may start there.
+#: Words that start an object ("toward the red box"), and those that an object never runs across because another clause may start
+#: there.
 OBJECT_STARTS = _set(
-    "toward towards on onto into to around round across along over past through from about at above behind for of with by between beside "
-    "below under in without"
+    "toward towards on onto into to around round across along over past through from about at above behind for of with by between "
+    "beside below under in without"
 )
 BARRIERS = _set(", : ( ) while whilst as when where which who whose that until because if but")
 #: After these words "the camera" is an object of the sentence, not its subject.
@@ -135,7 +136,7 @@ BEFORE_SUBJECT = BARRIERS | LEADS | {"and", "with"}
 _JOINTS = {
     "then": _phrases("then|and then|followed by|transitioning into|transitions into|before|after which|next|finally|and finally"),
     "with": _phrases(
-        "and|while|whilst|as|simultaneously|and simultaneously|and at the same time|at the same time|combined with|together with|plus"
+        "and|while|whilst|as|simultaneously|and simultaneously|at the same time|and at the same time|together with|plus"
     ),
     "after": _phrases("after"),
 }
