@@ -58,6 +58,13 @@ class Reward(ABC):
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
 
+    def applies(self, clip: Clip) -> bool:
+        """Whether this reward has a say about the clip; one that has none is left out of the sum, neither missing nor a number.
+
+        Must depend on what was asked for (prompt, trajectory) only, so that it is the same for every video of a group.
+        """
+        return True
+
     @abstractmethod
     def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
         """Score one clip from `evidence`, which has "frames" (the uint8 video) and every name in `needs`."""
@@ -137,8 +144,11 @@ class Rubric:
         """Whether a reward counts for a clip: World-R1's phases, switched per sample."""
         return entry.weight > 0 and entry.phase in ("all", clip.prompt.kind)
 
+    def _applied(self, clip: Clip) -> list[tuple[RewardConfig, Reward]]:
+        return [(entry, reward) for entry, reward in self.rewards if self.applies(entry, clip) and reward.applies(clip)]
+
     def _wanted(self, clip: Clip, probe: Probe) -> bool:
-        needed = {need for entry, reward in self.rewards if self.applies(entry, clip) for need in reward.needs}
+        needed = {need for _, reward in self._applied(clip) for need in reward.needs}
         for other in reversed(list(self.probes.values())):  # a probe may be needed only through another one
             if needed & set(other.gives):
                 needed |= set(other.needs)

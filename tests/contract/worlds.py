@@ -36,7 +36,9 @@ class World:
 
     def clip(self, video: np.ndarray | None = None, *, commanded: bool = True) -> Clip:
         """The clip (or a damaged version of it) with the exact path as its command, or with none."""
-        return Clip(self.name, self.video if video is None else video, Prompt(self.name, self.name), self.trajectory if commanded else None)
+        return Clip(
+            self.name, self.video if video is None else video, Prompt(self.name, self.name), self.trajectory if commanded else None
+        )
 
 
 #: Path name -> (orbit angle, yaw, pitch, right, up, forward) reached at the last frame; angles in radians, lengths in units of DEPTH.
@@ -100,7 +102,9 @@ def _scene(seed: int, c2w: torch.Tensor) -> raycast.SceneTensors:
     turn = draw.uniform(0, math.pi / 2, count)
     kinds = np.concatenate([draw.choice([4, 5, 1, 7], 1), [0], draw.choice([3, 2, 5, 7], 1), draw.choice([1, 2, 3, 7], count)])
     first, second = draw.uniform(0.35, 0.95, (3 + count, 3)), draw.uniform(0.05, 0.45, (3 + count, 3))
-    attr = np.concatenate([kinds[:, None], first, second, draw.uniform(0.35, 0.8, (3 + count, 1)), draw.integers(0, 60000, (3 + count, 1))], 1)
+    attr = np.concatenate(
+        [kinds[:, None], first, second, draw.uniform(0.35, 0.8, (3 + count, 1)), draw.integers(0, 60000, (3 + count, 1))], 1
+    )
     tensor = lambda x: torch.tensor(np.asarray(x), dtype=torch.float32)[None]  # noqa: E731
     xyz = c2w[:, :3, 3].abs().amax(0)
     room = [float(xyz[0]) + 1.2 + 1.5, -float(xyz[2]) - 1.0, 2.8, 3.4]
@@ -169,4 +173,5 @@ def _field(draw: np.random.Generator, height: int, width: int, cells: int = 4) -
 
 def _warp(frame: np.ndarray, offset: np.ndarray) -> np.ndarray:
     y, x = np.mgrid[: frame.shape[0], : frame.shape[1]].astype(np.float32)
+    offset = offset.astype(np.float32)
     return cv2.remap(frame, x + offset[..., 0], y + offset[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)

@@ -64,7 +64,9 @@ class _Flows:
     """Directed flows between the frames of one clip, computed once each and started from shorter ones."""
 
     def __init__(self, grey: np.ndarray, keys: Sequence[int], upsample: int) -> None:
-        self.images = [cv2.resize(g, None, fx=upsample, fy=upsample, interpolation=cv2.INTER_CUBIC) if upsample > 1 else g for g in grey]
+        self.images = [
+            cv2.resize(g, None, fx=upsample, fy=upsample, interpolation=cv2.INTER_CUBIC) if upsample > 1 else g for g in grey
+        ]
         self.keys = set(keys)
         self.dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         height, width = self.images[0].shape

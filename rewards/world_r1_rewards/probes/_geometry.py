@@ -44,12 +44,15 @@ class Geometry:
     relief: float
     #: Share of grid points with texture, 0..1.
     texture: float
-    #: Re-rendered keyframes: mean patch correlation -1..1, the same without warp, PSNR in dB after gain and bias.
+    #: Re-rendered keyframes: mean patch correlation -1..1, and PSNR in dB after gain and bias.
     correlation: float
-    still_correlation: float
     photometric: float
     #: Coloured points for reports and new views: [N, 3] float32 in the frame of camera 0, [N, 3] uint8.
     points: np.ndarray
     colours: np.ndarray
-    #: Log of focal over width and its prior are related by this many log units.
+    #: log(focal / width) minus its prior.
     focal_shift: float
+    #: [A, F] bool: pairs of keyframe and frame that were measured.
+    pairs: np.ndarray
+    #: Median depth of the middle keyframe, in the unit of `c2w`.
+    scene_depth: float

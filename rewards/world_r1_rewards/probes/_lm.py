@@ -166,7 +166,9 @@ def _step(problem: Problem, state: State, damping: torch.Tensor, scale: float) -
     return proposal, cost
 
 
-def _linearise(problem: Problem, state: State, scale: float) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+def _linearise(
+    problem: Problem, state: State, scale: float
+) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
     """Normal equations over (poses, focal | right-hand side): H [B, P+1, P+1], E [B, A, P+1, N], Hzz [B, A, N]; and the cost [B]."""
     p = project(problem, state)
     rx, ry = residuals(problem, p)
@@ -219,7 +221,9 @@ def _chain(problem: Problem, p: Projection) -> torch.Tensor:
     return C
 
 
-def _add_priors(problem: Problem, state: State, observed: torch.Tensor, H: torch.Tensor, E: torch.Tensor, Hzz: torch.Tensor) -> None:
+def _add_priors(
+    problem: Problem, state: State, observed: torch.Tensor, H: torch.Tensor, E: torch.Tensor, Hzz: torch.Tensor
+) -> None:
     """Focal prior, and the pull of z towards the mean of its neighbours (which keeps textureless points sane), in place."""
     seen = observed.sum(2)
     strength = problem.focal_weight * seen.sum((1, 2)).clamp_min(1)
@@ -245,7 +249,9 @@ def identity(problem: Problem, z: torch.Tensor) -> State:
     return State(eye.clone(), z.new_zeros(B, T, 3), z, problem.focal.clone())
 
 
-def adjust(problem: Problem, iterations: tuple[int, int, int], scales: tuple[float, float] = (2.0, 0.5)) -> tuple[State, torch.Tensor]:
+def adjust(
+    problem: Problem, iterations: tuple[int, int, int], scales: tuple[float, float] = (2.0, 0.5)
+) -> tuple[State, torch.Tensor]:
     """Bundle adjustment from two starts (flat; nearer below) on half the grid, a restart with depths reversed, then the full grid.
 
     The reversed restart matters: narrow baselines have a mirrored optimum (Necker reversal) with a cost only slightly higher.

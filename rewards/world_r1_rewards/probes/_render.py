@@ -26,7 +26,6 @@ class Agreement(NamedTuple):
 
     correlation: torch.Tensor  #: mean ZNCC of textured patches, -1..1
     photometric: torch.Tensor  #: PSNR in dB after the best gain and bias a pair
-    still: torch.Tensor  #: the correlation without any warp: what a frozen camera would have got
 
 
 def agreement(frames: torch.Tensor, problem: Problem, p: Projection, used: torch.Tensor) -> Agreement:
@@ -53,9 +52,7 @@ def agreement(frames: torch.Tensor, problem: Problem, p: Projection, used: torch
     floor = (FLAT * variance).repeat_interleave(A * T)
     pairs = used.reshape(-1).to(frames.dtype)
     mean = lambda value: ((value * pairs).view(B, -1).sum(1)) / pairs.view(B, -1).sum(1).clamp_min(1)  # noqa: E731
-    zncc = mean(_zncc(key, warped, visible, floor))
-    still = mean(_zncc(key, source[:, 0], torch.ones_like(visible), floor))
-    return Agreement(zncc, mean(_psnr(key, warped, visible)), still)
+    return Agreement(mean(_zncc(key, warped, visible, floor)), mean(_psnr(key, warped, visible)))
 
 
 def _upsample(shift: torch.Tensor, base: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -86,10 +83,10 @@ def _visible(problem: Problem, inside: torch.Tensor, height: int, width: int) ->
 
 
 def _box(x: torch.Tensor) -> torch.Tensor:
-    """Mean over PATCH x PATCH, separable."""
+    """Mean over PATCH x PATCH at every second pixel of both directions (patches overlap by two thirds), separable."""
     half = PATCH // 2
-    x = F.avg_pool2d(x[:, None], (1, PATCH), 1, (0, half), count_include_pad=False)
-    return F.avg_pool2d(x, (PATCH, 1), 1, (half, 0), count_include_pad=False)[:, 0]
+    x = F.avg_pool2d(x[:, None], (PATCH, 1), (2, 1), (half, 0), count_include_pad=False)
+    return F.avg_pool2d(x, (1, PATCH), (1, 2), (0, half), count_include_pad=False)[:, 0]
 
 
 def _zncc(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
@@ -104,7 +101,7 @@ def _zncc(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor, floor: torch.T
     floor = floor[:, None, None]
     correlation = covariance / (a_var * b_var).sqrt().clamp_min(1e-7).add(0.1 * floor)
     strongest = torch.maximum(a_var, b_var)
-    trust = weight * strongest / (strongest + floor)
+    trust = weight[:, ::2, ::2] * strongest / (strongest + floor)
     return (correlation.clamp(-1, 1) * trust).sum((1, 2)) / trust.sum((1, 2)).clamp_min(1e-6)
 
 
@@ -119,7 +116,9 @@ def _psnr(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Tenso
     return -10 * (mean(error * error) + 1e-5).log10()
 
 
-def splat(points: torch.Tensor, colours: torch.Tensor, c2w: torch.Tensor, K: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+def splat(
+    points: torch.Tensor, colours: torch.Tensor, c2w: torch.Tensor, K: torch.Tensor, size: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Render coloured points with a depth buffer: image [H, W, 3] in 0..1 and coverage mask [H, W] bool.
 
     `points` [N, 3] world, `colours` [N, 3] in 0..1, `c2w` [4, 4], `K` [3, 3] in pixels of `size` (pixel centres at +0.5). A point paints the

@@ -133,7 +133,9 @@ def _view(clip: Clip, settings: Settings, focal: float) -> _View:
     if video.ndim != 4 or video.shape[3] != 3 or video.dtype != np.uint8:
         raise ValueError(f"a clip's video must be [T, H, W, 3] uint8, got {video.shape} {video.dtype}")
     if len(video) < 5 or min(video.shape[1:3]) < 32:
-        raise Degenerate(f"clip of shape {video.shape} is too short or too small for a reconstruction (needs 5 frames of 32 pixels)")
+        raise Degenerate(
+            f"clip of shape {video.shape} is too short or too small for a reconstruction (needs 5 frames of 32 pixels)"
+        )
     frames = np.unique(np.linspace(0, len(video) - 1, min(len(video), settings.frames)).round().astype(int))
     colour = np.stack([_shrink(video[t], settings.width) for t in frames])
     grey = _flow.stretch(colour)
@@ -192,7 +194,9 @@ def _geometry(clip: Clip, view: _View, state: _lm.State, error: torch.Tensor, sc
     depth = np.exp(-state.z.numpy()).astype(np.float32)
     f = width * math.exp(float(state.focal))
     K = np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]], np.float32)
-    confidence = (tracks.mask * (error.reshape(tracks.mask.shape).numpy() < 2 * INLIER)).sum(1) / np.maximum(1, tracks.used.sum(1))[:, None, None]
+    confidence = (tracks.mask * (error.reshape(tracks.mask.shape).numpy() < 2 * INLIER)).sum(1) / np.maximum(1, tracks.used.sum(1))[
+        :, None, None
+    ]
     points, colours = _cloud(view, depth, confidence, K, poses)
     return Geometry(
         c2w=_interpolate(poses, view.frames, len(clip.video)),
@@ -205,8 +209,9 @@ def _geometry(clip: Clip, view: _View, state: _lm.State, error: torch.Tensor, sc
         straightness=tracks.straightness, translation_share=share,
         relief=float(np.mean([np.median(np.abs(z - np.median(z))) for z in state.z.numpy()])),
         texture=float((tracks.texture > 0.5).mean()),
-        correlation=scores["correlation"], still_correlation=scores["still"], photometric=scores["photometric"],
+        correlation=scores["correlation"], photometric=scores["photometric"],
         points=points, colours=colours, focal_shift=float(state.focal) - view.focal,
+        pairs=tracks.used, scene_depth=float(np.median(depth[len(depth) // 2])),
     )  # fmt: skip
 
 
@@ -231,7 +236,9 @@ def _interpolate(poses: np.ndarray, frames: np.ndarray, count: int) -> np.ndarra
     return out.astype(np.float32)
 
 
-def _cloud(view: _View, depth: np.ndarray, confidence: np.ndarray, K: np.ndarray, poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _cloud(
+    view: _View, depth: np.ndarray, confidence: np.ndarray, K: np.ndarray, poses: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Confident grid points of all keyframes in the frame of camera 0, with their colours."""
     points, colours = [], []
     index = view.points.astype(int)

@@ -1,0 +1,35 @@
+"""S_meta: does the reconstructed scene hold up from somewhere the camera never was?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from world_r1.reward import Reward
+from world_r1.types import Clip, Score
+from world_r1_rewards.scores._command import motion_gate
+
+#: Commands whose cameras spread less than this (share of the depth) show no parallax, so depth cannot be asked for.
+PARALLAX = 0.03
+
+
+class MetaView(Reward):
+    """The critic's opinion of a view off the camera's path, rendered from the reconstruction; in [0, 1].
+
+    Geometric mean of the picture's `quality` and its `fidelity` to the prompt, times the motion gate (the flat picture that a frozen
+    clip gives would look good from anywhere). Applies to clips whose command moves the camera, not only turns it. Missing when no new
+    view shows enough of the scene.
+    """
+
+    name, needs = "meta_view", ("geometry", "novel_view_critic")
+
+    def applies(self, clip: Clip) -> bool:
+        if clip.trajectory is None:
+            return False
+        return bool(np.ptp(clip.trajectory.c2w[:, :3, 3], axis=0).max() > PARALLAX * clip.trajectory.depth)
+
+    def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
+        parts, motion = evidence["novel_view_critic"], motion_gate(clip, evidence["geometry"])
+        return self.ok(motion * (parts["quality"] * parts["fidelity"]) ** 0.5, motion=motion, **parts)

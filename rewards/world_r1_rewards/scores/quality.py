@@ -1,0 +1,35 @@
+"""Does it look good, and is it what the prompt says? The critic's opinion of the whole clip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from world_r1.reward import Reward
+from world_r1.types import Clip, Score
+
+
+class Quality(Reward):
+    """Weighted mean of the critic's `quality`, `fidelity` and, for prompts with a camera command, `camera`; in [0, 1].
+
+    Option `weights`: of the three parts, default 0.5, 0.4, 0.1 (the trajectory reward measures the camera better).
+    """
+
+    name, needs = "quality", ("quality_critic",)
+
+    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
+        self.weights = {"quality": 0.5, "fidelity": 0.4, "camera": 0.1} | dict(weights or {})
+        unknown = set(self.weights) - {"quality", "fidelity", "camera"}
+        if unknown or min(self.weights.values()) < 0 or sum(self.weights.values()) <= 0:
+            raise ValueError(
+                f"quality: weights are of quality, fidelity and camera, not negative, and not all 0; got {self.weights}"
+            )
+
+    def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
+        parts = dict(evidence["quality_critic"])
+        if clip.trajectory is None:
+            parts.pop("camera", None)
+        total = sum(self.weights[name] for name in parts)
+        if total <= 0:
+            return self.missing("no part of the critic has weight for a prompt without a camera command", "failed")
+        return self.ok(sum(self.weights[name] * part for name, part in parts.items()) / total, **parts)
