@@ -1,0 +1,53 @@
+"""Timings on this machine, each with what was timed and where."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from typing import Any
+
+from world_r1.config import CameraConfig, NoiseConfig, VideoConfig
+
+#: (frames, height, width), latent shape (C, t, h, w).
+SIZES = (
+    ((17, 96, 160), (16, 5, 12, 20)),
+    ((81, 480, 832), (16, 21, 60, 104)),
+)
+
+
+def noise(device: str, repeats: int = 5, sizes: Any = SIZES) -> list[dict[str, Any]]:
+    """Milliseconds of the warped noise of one trajectory: the first time, and with its map cached. Median of `repeats` camera moves."""
+    import torch
+
+    from world_r1.camera import MOTIONS, trajectory_for
+    from world_r1.noise import initial_noise
+
+    moves = [move for move in MOTIONS if move != "fixed"]
+    if not 1 <= repeats < len(moves):
+        raise ValueError(f"--repeats is between 1 and {len(moves) - 1}, one camera move each; got {repeats}")
+    rows = []
+    for (frames, height, width), shape in sizes:
+        video = VideoConfig(frames=frames, height=height, width=width)
+        seconds: dict[str, list[float]] = {"first": [], "cached": []}
+        for move in moves[: repeats + 1]:
+            trajectory = trajectory_for(f"Camera {move}.", video, CameraConfig())
+            for times in seconds.values():
+                begin = time.perf_counter()
+                initial_noise(trajectory, shape, NoiseConfig(), 0, device=device)
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                times.append(time.perf_counter() - begin)
+        first, cached = (1000 * statistics.median(times[1:]) for times in seconds.values())  # the first move warms up
+        rows.append({"video": f"{frames}x{height}x{width}", "first (ms)": first, "map cached (ms)": cached, "on": machine(device)})
+    return rows
+
+
+def machine(device: str) -> str:
+    """The device in words."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores, {os.environ.get('OMP_NUM_THREADS', 'all')} thread(s)"
