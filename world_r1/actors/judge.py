@@ -41,6 +41,10 @@ class Judge:
             sys.modules["cv2"].setNumThreads(self.threads)
         return [entry.key for entry, _ in self.rubric.rewards]
 
+    def pid(self) -> int:
+        """Id of this process."""
+        return os.getpid()
+
     def judge(self, clips: Sequence[Clip], start: int, stop: int) -> list[Verdict]:
         """Verdicts on clips[start:stop] of a group."""
         return self.rubric.judge(clips[start:stop])
