@@ -88,9 +88,44 @@ def train(
 
         print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), end="")
         return
+    if settings.backend == "trl":
+        if resume:
+            raise ValueError("backend trl cannot resume; set backend=ray for a run that can, or start this one anew")
+        from world_r1.trl_backend import train_with_trl
+
+        train_with_trl(settings)
+        return
     from world_r1.train import train as start
 
     start(settings, resume=resume)
+
+
+@app.command()
+def sample(
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Scene, and camera command if any.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The video file.")] = Path("clip.mp4"),
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Hub id, folder or blockworld, with its own settings.")] = None,
+    lora: Lora = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed and prompt, same video.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=1.0, help="Guidance scale.")] = None,
+    sheet: Annotated[bool, typer.Option("--sheet", help="Also write a contact sheet (PNG).")] = False,
+) -> None:
+    """Sample one video from a prompt.
+
+    From the embedded model, unless --model or --config names another. --lora takes runs/NAME/adapter.
+    """
+    if config is not None and model is not None:
+        raise ValueError("give --config or --model, not both")
+    if config is None and overrides:
+        raise ValueError(f"overrides such as {overrides[0]} need --config; use --steps and --guidance without one")
+    source = (model or "blockworld") if config is None else _config(config, overrides, "sample")
+    from world_r1.sample import sample_to_file
+
+    adapter = None if lora is None else str(lora)
+    print(sample_to_file(source, prompt, seed, out, lora=adapter, steps=steps, guidance=guidance, sheet=sheet))
 
 
 @app.command(name="eval")
@@ -257,6 +292,9 @@ def _guarded(arguments: Sequence[str], debug: bool) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("world-r1: interrupted", file=sys.stderr)
         return 130
+    except _stopped() as error:
+        print(f"world-r1: {error}", file=sys.stderr)
+        return 130
     except Exception as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error)
@@ -266,6 +304,12 @@ def _guarded(arguments: Sequence[str], debug: bool) -> int:
         from world_r1 import errors
 
         return errors.report(error)
+
+
+def _stopped() -> tuple[type[Exception], ...]:
+    """The exception of a run that was interrupted and has saved itself, if training was imported at all."""
+    module = sys.modules.get("world_r1.train")
+    return (module.Stopped,) if module is not None else ()
 
 
 def _config(path: Path | None, overrides: Sequence[str] | None, command: str) -> Config:
