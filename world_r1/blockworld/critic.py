@@ -113,10 +113,11 @@ class _Feed(nn.Sequential):
 @cache
 def _bins(frames: int, device: torch.device) -> torch.Tensor:
     """[BINS, frames] weights that average neighbouring frames; bins overlap by a frame where they do not divide the clip."""
-    weights = torch.zeros(BINS, frames)
-    for k in range(BINS):
-        weights[k, k * frames // BINS : -(-(k + 1) * frames // BINS)] = 1
-    return (weights / weights.sum(1, keepdim=True)).to(device)
+    with torch.inference_mode(False):  # cached: scoring may come first and training, which needs a normal tensor, later
+        weights = torch.zeros(BINS, frames)
+        for k in range(BINS):
+            weights[k, k * frames // BINS : -(-(k + 1) * frames // BINS)] = 1
+        return (weights / weights.sum(1, keepdim=True)).to(device)
 
 
 class Beliefs(nn.Module):

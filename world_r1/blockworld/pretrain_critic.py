@@ -367,6 +367,33 @@ def _finish(out: Path, budget: Budget, model: nn.Module, steps: int, report: dic
     return metrics
 
 
+def train_judges(
+    out_dir: str | Path,
+    device: torch.device | str,
+    seconds: tuple[float, float],
+    roundtrip: Roundtrip | None,
+    pool: Pool,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Critic and evaluator, one after the other, on one pool; `seconds` for (critic, evaluator). Writes `critic/` and `evaluator/`.
+
+    Areas, round trips of clean clips and held-out clips are made once, inside the critic's time. The facts of the pool must be whole
+    batches of `scenes.sample`. Returns {"critic": metrics, "evaluator": metrics}.
+    """
+    device, begin = torch.device(device), time.monotonic()
+    shared = Pool(pool.videos.to(device), _with_areas(pool.facts, device), pool.decoded)
+    if roundtrip is not None and shared.decoded is None:
+        deadline = time.monotonic() + 0.1 * sum(seconds)
+        shared.decoded = through(roundtrip, shared.videos, 16 if device.type == "cuda" else 2, deadline)
+    held = build_pool(256 if device.type == "cuda" else 4, device, HELD_OUT)
+    spent = time.monotonic() - begin
+    left = max(1.0, seconds[0] - spent)
+    metrics = {"critic": train_critic(Path(out_dir) / "critic", device, left, roundtrip, seed, shared, held)}
+    return metrics | {
+        "evaluator": train_evaluator(Path(out_dir) / "evaluator", device, seconds[1], roundtrip, seed + 1, shared, held)
+    }
+
+
 def vae_roundtrip(vae: nn.Module) -> Roundtrip:
     """Encode to the mean and decode again with a Wan VAE, bf16 on a GPU."""
     from world_r1.policies import wan_vae
