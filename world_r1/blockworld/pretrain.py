@@ -12,8 +12,14 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from world_r1.blockworld.stage import Options
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from world_r1.blockworld.pretrain_transformer import Cache
 
 STAGES = ("vae", "transformer", "critic", "index")
 
@@ -40,6 +46,16 @@ def pretrain(stages: tuple[str, ...], options: Options, budget: dict[str, float]
         latents.videos = latents.videos[:0]
         pretrain_transformer.train(_with(options, budget, "transformer", 256), vae, latents)
     return options.out
+
+
+def _judges(options: Options, budget: dict[str, float] | None, vae: nn.Module, latents: Cache) -> None:
+    """Critic and evaluator on the first videos of the latent cache."""
+    from world_r1.blockworld import pretrain_critic
+    from world_r1.blockworld.judge_data import Pool
+
+    seconds = ((budget or {}).get("critic", 90.0), (budget or {}).get("evaluator", 90.0))
+    roundtrip = pretrain_critic.vae_roundtrip(vae)
+    pretrain_critic.train_judges(options.out, options.device, seconds, roundtrip, Pool(latents.videos, latents.facts), options.seed)
 
 
 def _with(options: Options, budget: dict[str, float] | None, stage: str, batch: int) -> Options:
