@@ -68,10 +68,10 @@ class Clock:
         self.deadline = None if max_minutes is None else self.begin + 60 * max_minutes
         self.recent: deque[float] = deque(maxlen=RECENT)
 
-    def tick(self, step: int, now: float | None = None) -> float:
-        """Note a finished step; returns its seconds."""
+    def tick(self, step: int, now: float | None = None, took: float | None = None) -> float:
+        """Note a finished step; returns its seconds, which are `took` where the loop has measured them."""
         now = time.monotonic() if now is None else now
-        seconds, self.last, self.done = now - self.last, now, step
+        seconds, self.last, self.done = now - self.last if took is None else took, now, step
         self.recent.append(seconds)
         return seconds
 
@@ -94,12 +94,12 @@ class Plain:
 
     def step(self, step: int, row: Mapping[str, Any]) -> None:
         self.said = time.monotonic()
-        seconds = self.clock.tick(step)
+        seconds = self.clock.tick(step, took=row.get("time/total"))
         split = ", ".join(f"{name} {value:.1f}" for name, value in _split(row).items())
         parts = ", ".join(f"{name} {_number(value)}" for name, value in _under(row, "reward/").items())
         words = [f"step {step}/{self.config.steps}", str(row.get("phase", ""))]
         words += [f"reward {_number(row['reward'])}" + (f" ({parts})" if parts else "")] if "reward" in row else []
-        words += [f"{name} {_number(row[name])}" for name in ("kl", "clip_fraction", "grad_norm") if name in row]
+        words += [f"{name} {_number(row[name])}" for name in ("kl_nats", "clip_fraction", "grad_norm") if name in row]
         words += [_failures(row), f"{seconds:.1f} s" + (f" ({split})" if split else ""), f"left {_duration(self.clock.left())}"]
         print("  ".join(word for word in words if word), flush=True)
 
@@ -132,7 +132,7 @@ class Live:
         self.live.start()
 
     def step(self, step: int, row: Mapping[str, Any]) -> None:
-        self.clock.tick(step)
+        self.clock.tick(step, took=row.get("time/total"))
         self.row, self.doing = row, ""
         self.failed += int(row.get("failures") or 0)
         if isinstance(row.get("reward"), int | float):
