@@ -77,10 +77,10 @@ def train(
 
     Evaluates before and after, and writes runs/NAME/report.html.
     """
-    from world_r1.config import json_schema
-
     if schema:
-        print(json_schema(), end="")
+        from world_r1 import config_docs
+
+        print(config_docs.schema(), end="")
         return
     settings = _config(config, overrides, "train")
     if print_config:
