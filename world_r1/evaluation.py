@@ -108,18 +108,17 @@ def evaluate_command(
     With an adapter the summary compares base and adapter with paired noise. Returns the content of eval.json.
     """
     from world_r1 import report
+    from world_r1.sample import for_sampling
 
     config = source if isinstance(source, Config) else load(source)
     folder = Path(out)
-    base = load_policy(config.model_copy(update={"model": config.model.model_copy(update={"init_lora": None})}), trainable=False)
+    base = load_policy(for_sampling(config), trainable=False)
     before = evaluate(base, config, None, folder / "eval_before", progress=progress)
-    anchors = reference(base, config, folder / "reference", progress=progress)
+    anchors = reference(base, config, folder / "reference", progress=progress) if config.evaluation.reference else None
     result = before
     if lora is not None:
         del base
-        adapted = load_policy(
-            config.model_copy(update={"model": config.model.model_copy(update={"init_lora": str(lora)})}), trainable=False
-        )
+        adapted = load_policy(for_sampling(config, lora=str(lora)), trainable=False)
         result = evaluate(adapted, config, None, folder / "eval_after", progress=progress)
         draws, seed = config.evaluation.bootstrap, config.evaluation.seed
         write_json(folder / "summary.json", comparison.compare(before, result, reference=anchors, draws=draws, seed=seed))

@@ -43,9 +43,8 @@ METRICS: Mapping[str, Metric] = {
 }
 #: Frames wider than this are shrunk for tracking; all px values refer to the frame that is tracked.
 TRACK_WIDTH = 256
-#: Below this median displacement in px over four frames a clip counts as frozen: its geometry is undefined, not perfect.
+#: Below this median displacement in px over the length of a track a clip counts as frozen: its geometry is undefined, not perfect.
 FROZEN = 0.25
-_GAP = 4
 _INLIER = 0.5
 _LOST = 1.5
 _CAP = 3.0
@@ -66,12 +65,14 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Tracks:
-    """Grid points with texture of one frame, followed over `_GAP` frames and back.
+    """Grid points with texture of one frame, followed over a quarter of the clip and back.
 
-    Example: `Tracks(frame=4, start=<512x2>, end=<512x2>, error=<512>, kept=<512 bool>)`
+    Example: `Tracks(frame=4, last=8, start=<512x2>, end=<512x2>, error=<512>, kept=<512 bool>)`
     """
 
+    #: Index of the first and of the last frame.
     frame: int
+    last: int
     #: [N, 2] float32 pixels (x, y), pixel centres at integers.
     start: np.ndarray
     end: np.ndarray
@@ -115,14 +116,15 @@ def _track_metrics(
         return
     moved = [np.linalg.norm(t.end - t.start, axis=1)[t.kept] for t in tracks]
     motion = float(np.mean([np.median(m) if len(m) else 0.0 for m in moved]))
+    gap = tracks[0].last - tracks[0].frame
     lost = all(not t.kept.any() for t in tracks)
     if lost:
         missing["motion"] = "no track survives, so motion is unknown"
     else:
-        values["motion"] = motion / _GAP
+        values["motion"] = motion / gap
     try:
         if not lost and motion < FROZEN:
-            raise ValueError(f"frozen: the median track moves {motion:.2f} px in {_GAP} frames")
+            raise ValueError(f"frozen: the median track moves {motion:.2f} px in {gap} frames")
         values["forward_backward"] = float(np.mean([np.median(t.error) for t in tracks]))
         values["sampson"], values["inliers"] = epipolar(tracks)
     except ValueError as error:
@@ -135,32 +137,34 @@ def _track_metrics(
 
 
 def track(gray: np.ndarray) -> list[Tracks]:
-    """Lucas-Kanade tracks over four frames (in two hops, which follows larger motion) from every third frame.
+    """Lucas-Kanade tracks over a quarter of the clip, in two hops, from about every fifth of it.
 
-    `gray` is uint8 [T, H, W]. The contrast of the clip is normalised first, so that no threshold depends on it. Raises ValueError
-    for a clip of fewer than five frames or without texture.
+    `gray` is uint8 [T, H, W]. Lengths are shares of the clip, so that more frames of the same motion measure the same. The contrast
+    of the clip is normalised first: no threshold depends on it. Raises ValueError for a clip of fewer than five frames or without
+    texture.
     """
+    if len(gray) < 5:
+        raise ValueError(f"a clip of {len(gray)} frames is too short to track; at least 5 are needed")
     frames = _normalised(gray)
     height, width = frames.shape[1:]
-    if len(frames) <= _GAP:
-        raise ValueError(f"a clip of {len(frames)} frames is too short to track; at least {_GAP + 1} are needed")
+    hop = max(1, round((len(frames) - 1) / 8))
     stride = max(4, round(width / 36))
     ys, xs = np.mgrid[stride : height - stride : stride, stride : width - stride : stride]
     grid = np.stack([xs, ys], -1).reshape(-1, 2).astype(np.float32)
     found = []
-    for first in range(0, len(frames) - _GAP, 3):
+    for first in range(0, len(frames) - 2 * hop, max(1, round(1.5 * hop))):
         texture = cv2.cornerMinEigenVal(frames[first], 7)[grid[:, 1].astype(int), grid[:, 0].astype(int)]
         points = grid[texture > 2e-4]
         if len(points) < 24:
             continue
-        hops = [frames[first], frames[first + _GAP // 2], frames[first + _GAP]]
+        hops = [frames[first], frames[first + hop], frames[first + 2 * hop]]
         end, there = _follow(hops, points)
         back, here = _follow(hops[::-1], end)
         error = np.minimum(np.linalg.norm(back - points, axis=1), _CAP)
         error[~(there & here)] = _CAP
         inside = (end >= 1).all(1) & (end[:, 0] < width - 2) & (end[:, 1] < height - 2)
         inside |= ~there  # the tracker gave up: lost, not out of view
-        found.append(Tracks(first, points[inside], end[inside], error[inside], (error < _LOST)[inside]))
+        found.append(Tracks(first, first + 2 * hop, points[inside], end[inside], error[inside], (error < _LOST)[inside]))
     found = [tracks for tracks in found if len(tracks.start) >= 24]
     if not found:
         raise ValueError("too little texture to track")
@@ -192,8 +196,8 @@ def _follow(frames: list[np.ndarray], points: np.ndarray) -> tuple[np.ndarray, n
         current, status, _ = cv2.calcOpticalFlowPyrLK(
             before, after, current, None, winSize=(11, 11), maxLevel=3, criteria=(3, 15, 0.01)
         )
-        held &= status[:, 0] > 0
-    return current[:, 0], held
+        held &= status.ravel() > 0
+    return current.reshape(-1, 2), held
 
 
 def epipolar(tracks: list[Tracks]) -> tuple[float, float]:
@@ -208,7 +212,8 @@ def epipolar(tracks: list[Tracks]) -> tuple[float, float]:
         if len(start) < 24:
             shares.append(0.0)
             continue
-        distances = [distance for distance in (_sampson(start, end), _transfer(start, end)) if distance is not None]
+        models = (_sampson(start, end, cv2.USAC_MAGSAC), _sampson(start, end, cv2.FM_RANSAC), _transfer(start, end))
+        distances = [distance for distance in models if distance is not None]
         if not distances:
             continue
         best = min((np.minimum(distance, _CAP) for distance in distances), key=lambda distance: float(distance.mean()))
@@ -219,11 +224,11 @@ def epipolar(tracks: list[Tracks]) -> tuple[float, float]:
     return float(np.mean(residuals)), float(np.mean(shares))
 
 
-def _sampson(start: np.ndarray, end: np.ndarray) -> np.ndarray | None:
+def _sampson(start: np.ndarray, end: np.ndarray, method: int) -> np.ndarray | None:
     """[N] Sampson distance in px to a robust fundamental matrix (Hartley and Zisserman, eq. 11.9)."""
     cv2.setRNGSeed(7)
     try:
-        matrix, _ = cv2.findFundamentalMat(start, end, cv2.FM_RANSAC, _INLIER, 0.995, 400)
+        matrix, _ = cv2.findFundamentalMat(start, end, method, _INLIER, 0.999, 2000)
     except cv2.error:  # a degenerate configuration may raise instead of returning nothing
         return None
     if matrix is None or matrix.shape != (3, 3):
@@ -244,7 +249,7 @@ def _transfer(start: np.ndarray, end: np.ndarray) -> np.ndarray | None:
         return None
     if matrix is None:
         return None
-    mapped = cv2.perspectiveTransform(start[:, None], matrix)[:, 0]
+    mapped = cv2.perspectiveTransform(start[:, None], matrix).reshape(-1, 2)
     return np.linalg.norm(mapped - end, axis=1) / np.sqrt(2)
 
 
@@ -258,7 +263,7 @@ def camera_agreement(tracks: list[Tracks], trajectory: Trajectory, size: tuple[i
     to_own = np.array([trajectory.size[1] / width, trajectory.size[0] / height])
     observed, commanded = [], []
     for pair in tracks:
-        relative = np.linalg.inv(trajectory.c2w[pair.frame + _GAP]) @ trajectory.c2w[pair.frame]
+        relative = np.linalg.inv(trajectory.c2w[pair.last]) @ trajectory.c2w[pair.frame]
         pixels = (pair.start[pair.kept] + 0.5) * to_own
         observed.append((pair.end - pair.start)[pair.kept] * to_own)
         commanded.append(

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 CLIP_SIZE, SHEET_SIZE = 320, 1800
 
 
-def animation(path: Path, *, fps: float = 8.0, quality: int = 72) -> str | None:
+def animation(path: Path, *, quality: int = 72) -> str | None:
     """An MP4 as a looping WebP data URL; None if there is no such file or it cannot be read (which is logged)."""
     if not path.is_file():
         return None

@@ -213,14 +213,14 @@ def _hamming(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _log(transform: np.ndarray) -> np.ndarray:
     """[6] twist (rotation, translation) of a rigid 4x4 transform."""
-    rotation = cv2.Rodrigues(transform[:3, :3])[0][:, 0]
+    rotation = cv2.Rodrigues(transform[:3, :3])[0].ravel()
     return np.concatenate([rotation, np.linalg.solve(_left_jacobian(rotation), transform[:3, 3])])
 
 
 def _exp(twist: np.ndarray) -> np.ndarray:
     """Rigid 4x4 transform of a twist; inverse of `_log`."""
     transform = np.eye(4)
-    transform[:3, :3] = cv2.Rodrigues(twist[:3])[0]
+    transform[:3, :3] = cv2.Rodrigues(twist[:3].reshape(3, 1))[0]
     transform[:3, 3] = _left_jacobian(twist[:3]) @ twist[3:]
     return transform
 
