@@ -288,7 +288,10 @@ def run(arguments: Sequence[str]) -> int:
 def _guarded(arguments: Sequence[str], debug: bool) -> int:
     try:
         code = app(arguments, prog_name="world-r1", standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        code = code if isinstance(code, int) else 0
+        if code == 130:  # typer turned a KeyboardInterrupt into this
+            raise KeyboardInterrupt
+        return code
     except (KeyboardInterrupt, typer.Abort):
         print("world-r1: interrupted", file=sys.stderr)
         return 130
