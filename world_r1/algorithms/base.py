@@ -42,6 +42,12 @@ class Loss:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+def floats(metrics: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Scalar tensors as numbers, fetched from the device at once."""
+    numbers = torch.stack([value.detach() for value in metrics.values()]).tolist()
+    return dict(zip(metrics, numbers, strict=True))
+
+
 class Algorithm(Protocol):
     """One file in `world_r1.algorithms`, listed in its `ALGORITHMS` dict.
 

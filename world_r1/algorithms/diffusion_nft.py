@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from world_r1 import flow, rng
-from world_r1.algorithms.base import Batch, Loss
+from world_r1.algorithms.base import Batch, Loss, floats
 from world_r1.config import Config
 from world_r1.policy import Policy
 
@@ -96,8 +96,7 @@ class DiffusionNFT:
         if base is not None:
             metrics["kl_loss"] = settings.kl.beta * (change + (old - base)).square().mean()
             value = value + metrics["kl_loss"]
-        numbers = torch.stack([number.detach() for number in metrics.values()]).tolist()
-        return Loss(value / count, dict(zip(metrics, numbers, strict=True)))
+        return Loss(value / count, floats(metrics))
 
     @contextmanager
     def _old_weights(self, policy: Policy) -> Iterator[None]:
