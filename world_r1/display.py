@@ -182,7 +182,7 @@ class Live:
             lines.append(("", "  ".join(f"{name} {_number(value)}" for name, value in parts.items())))
         if numbers := [
             f"{name} {_number(row[name])}"
-            for name in ("kl", "beta", "ratio_std", "clip_fraction", "grad_norm", "lr")
+            for name in ("kl_nats", "beta", "ratio_std", "clip_fraction", "grad_norm", "lr")
             if name in row
         ]:
             lines.append(("update", "  ".join(numbers)))

@@ -136,11 +136,11 @@ def test_a_step_is_one_plain_line_without_a_terminal(tmp_path: Path, capsys: pyt
                 "videos": 16,
                 "failures": 1,
                 "time/rollout": 2.0,
-                "kl": 0.01,
+                "kl_nats": 0.01,
             },
         )
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("step 3/10  rigid  reward 0.5 (trajectory 0.25)  kl 0.01  failed 1/16  ")
+    assert line.startswith("step 3/10  rigid  reward 0.5 (trajectory 0.25)  kl_nats 0.01  failed 1/16  ")
     assert "(rollout 2.0)" in line
 
 
