@@ -39,7 +39,10 @@ def rollout_ids(config: Config, step: int, group: int) -> tuple[str, ...]:
 
 
 def sample_group(policy: Policy, config: Config, prompt: Prompt, step: int, group: int, version: int) -> Sampled:
-    """Sample and decode the `group_size` videos of one prompt with the policy's present weights, which are of `version`."""
+    """Sample and decode the `group_size` videos of one prompt with the policy's present weights, which are of `version`.
+
+    ValueError if the latents are not finite, which would decode to a picture of nothing.
+    """
     seeds: list[Seed] = [(config.seed, step, group, sample) for sample in range(config.prompts.group_size)]
     ids = rollout_ids(config, step, group)
     trajectory = trajectory_for(prompt.text, config.video, config.camera)
@@ -82,7 +85,14 @@ def _denoise(
     x = torch.stack([initial_noise(policy, config, trajectory, seed) for seed in seeds]).to(policy.device)
     repeated = condition.expand(len(seeds), *condition.shape[1:])
     sigmas = flow.schedule(config.flow.steps, config.flow.shift)
-    return flow.sample(lambda x, sigma: policy.velocity(x, sigma, repeated), x, sigmas, config.flow, window, flow.generators(seeds))
+    generators = flow.generators(seeds)
+    trace = flow.sample(lambda x, sigma: policy.velocity(x, sigma, repeated), x, sigmas, config.flow, window, generators)
+    if not bool(trace.x0.isfinite().all()):
+        raise ValueError(
+            f"sampling in step {seeds[0][1]} ended in latents that are not finite: the policy has diverged; "
+            "lower optimizer.learning_rate or raise algorithm.kl.beta"
+        )
+    return trace
 
 
 def _rollout(

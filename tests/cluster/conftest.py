@@ -24,7 +24,11 @@ def ray_cluster() -> Iterator[None]:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))  # workers get the driver's path, and so find the rewards of this folder
     ray.init(
-        num_cpus=32, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _system_config={"worker_niceness": 0}
+        num_cpus=32,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _system_config={"worker_niceness": 0},
     )
     yield
     ray.shutdown()
@@ -37,7 +41,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("tiny")
     tiny_wan_pipeline(folder / "model")
-    texts = ["Camera push in. A red box on grass.", "Camera pan left. A blue sphere on sand.", "A green box.", "Tilt up. Two boxes."]
+    texts = [
+        "Camera push in. A red box on grass.",
+        "Camera pan left. A blue sphere on sand.",
+        "A green box.",
+        "Tilt up. Two boxes.",
+    ]
     (folder / "prompts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
     (folder / "dynamic.txt").write_text("Camera push in. A red box moves.\nA ball rolls.\n", encoding="utf-8")
     return folder

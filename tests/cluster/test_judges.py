@@ -86,7 +86,10 @@ def test_clips_that_kill_two_judges_are_missing_and_the_others_are_scored(tmp_pa
 
 
 def test_a_judge_killed_from_outside_while_it_works_is_replaced() -> None:
-    with _crew(1, [{"name": f"{REWARDS}:Slow", "options": {"suffix": "k0", "seconds": 2.0}}]) as judges, ThreadPoolExecutor(1) as pool:
+    with (
+        _crew(1, [{"name": f"{REWARDS}:Slow", "options": {"suffix": "k0", "seconds": 2.0}}]) as judges,
+        ThreadPoolExecutor(1) as pool,
+    ):
         clips = _clips("a", 2)
         pid = ray.get(judges.crew[0].pid.remote())
         future = pool.submit(_score, judges, clips)
@@ -130,10 +133,16 @@ def test_verdicts_are_put_into_the_order_of_the_clips() -> None:
 
 
 def test_missing_verdicts_name_the_rewards_that_count_for_the_kind_of_prompt() -> None:
-    entries = [{"name": "one", "phase": "rigid"}, {"name": "two"}, {"name": "three", "phase": "dynamic"}, {"name": "four", "weight": 0}]
+    entries = [
+        {"name": "one", "phase": "rigid"},
+        {"name": "two"},
+        {"name": "three", "phase": "dynamic"},
+        {"name": "four", "weight": 0},
+    ]
     config = RewardsConfig.model_validate({"rewards": entries})
     (verdict,) = missing(config, ["x"], Prompt("p", "t", "dynamic"), "why")
     assert (verdict.clip, verdict.total) == ("x", None)
-    assert [(score.reward, score.status, score.reason) for score in verdict.scores] == [("two", "failed", "why"), ("three", "failed", "why")]
-
-
+    assert [(score.reward, score.status, score.reason) for score in verdict.scores] == [
+        ("two", "failed", "why"),
+        ("three", "failed", "why"),
+    ]

@@ -175,7 +175,9 @@ def test_without_any_advantage_nothing_is_trained_but_the_version_rises() -> Non
     assert _equal(policy.state(), Toy().state())
 
 
-@pytest.mark.parametrize(("version", "staleness", "refused"), [(0, 0, False), (1, 0, True), (1, 1, False), (2, 1, True), (-1, 1, True)])
+@pytest.mark.parametrize(
+    ("version", "staleness", "refused"), [(0, 0, False), (1, 0, True), (1, 1, False), (2, 1, True), (-1, 1, True)]
+)
 def test_rollouts_of_another_version_are_refused_unless_staleness_allows_them(version: int, staleness: int, refused: bool) -> None:
     rollout = replace(_step(_config(), Toy())[0], version=0)
     if not refused:
@@ -236,7 +238,10 @@ def test_a_restored_trainer_goes_on_bit_for_bit(algorithm: str) -> None:
     first = Trainer(config, Toy())
     run(first, range(3))
     snapshot = first.snapshot(3)
-    copied = {name: {k: v.clone() if hasattr(v, "clone") else v for k, v in section.items()} for name, section in snapshot.sections.items()}
+    copied = {
+        name: {k: v.clone() if hasattr(v, "clone") else v for k, v in section.items()}
+        for name, section in snapshot.sections.items()
+    }
     second = Trainer(config, Toy())
     second.restore(replace(snapshot, sections=copied))
     run(second, range(3, 5))
@@ -273,3 +278,11 @@ def test_the_learning_rate_warms_up_linearly() -> None:
 def test_means_are_weighted_and_skip_entries_without_the_metric() -> None:
     assert mean_of([(0.75, {"a": 1.0}), (0.25, {"a": 5.0, "b": 2.0})]) == {"a": 2.0, "b": 2.0}
     assert mean_of([]) == {}
+
+
+def test_a_policy_that_has_diverged_is_an_error_and_not_a_video() -> None:
+    policy: Any = Toy()
+    with torch.no_grad():
+        policy.weight[0, 0] = float("inf")
+    with pytest.raises(ValueError, match="not finite: the policy has diverged"):
+        sample_group(policy, _config(), PROMPTS[0], 0, 0, 0)

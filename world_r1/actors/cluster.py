@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from world_r1.actors.judge import Judge, Judges, first_line
 from world_r1.actors.learner import Learner, PolicyWorker
@@ -196,7 +196,7 @@ class Cluster:
                 # Ray would run its workers at niceness 15, where any other process of the machine starves them.
                 cpus = max(os.cpu_count() or 1, int(self._cpus() + 0.999))
                 ray.init(num_cpus=cpus, _system_config={"worker_niceness": 0}, **common)
-        except (RayError, OSError, ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # a bare Exception is what Ray raises when its own processes are slow to start
             where = f"join the Ray cluster at {settings.address}" if settings.address else "start a local Ray cluster"
             raise ClusterError(f"cannot {where}: {first_line(error)}") from error
 
