@@ -162,7 +162,7 @@ class QualityCritic(nn.Module):
     def __init__(
         self,
         vocabulary: Vocabulary,
-        widths: Sequence[int] = (24, 40, 80),
+        widths: Sequence[int] = (24, 40, 64),
         text_width: int = 128,
         notes: dict[str, Any] | None = None,
     ) -> None:

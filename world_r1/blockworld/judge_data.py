@@ -203,25 +203,26 @@ class Batches:
         flags = [(d.keeps_scene, d.keeps_camera, d.in_frame) for d in self.damages] + [(True, True, True)]  # the last row: clean
         self.flags = torch.tensor(flags, device=self.device)
 
-    def _clips(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """n clips, every second one decoded where there are decoded ones, and their indices."""
+    def _clips(self, n: int, every: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """n clips, one of `every` decoded where there are decoded ones, and their indices."""
         index = torch.randint(len(self.pool), (n,), generator=self.g, device=self.device)
         x = self.pool[index]
-        if len(self.decoded) and n > 1:
-            of_decoded = torch.randint(len(self.decoded), (n // 2,), generator=self.g, device=self.device)
-            index[1::2] = of_decoded
-            x[1::2] = self.decoded[of_decoded]
+        if len(self.decoded):
+            places = torch.arange(n - 1, -1, -every, device=self.device)
+            of_decoded = torch.randint(len(self.decoded), (len(places),), generator=self.g, device=self.device)
+            index[places] = of_decoded
+            x[places] = self.decoded[of_decoded]
         return to_float(x), index
 
     @torch.no_grad()
     def draw(self) -> Batch:
         """The next batch, augmented."""
-        x, index = self._clips(self.n_clean)
+        x, index = self._clips(self.n_clean, 2)
         none = torch.zeros(self.n_clean, device=self.device)
         xs, indices, strengths, families = [x], [index], [none], [none.long() - 1]
         chosen = self.rng.sample(range(len(self.damages)), min(len(self.sizes), len(self.damages)))
         for size, family in zip(self.sizes, chosen, strict=False):
-            clean, index = self._clips(size)
+            clean, index = self._clips(size, 4 if self.n_ready else 2)  # those damaged before the VAE count too
             strength = draw_strength(size, self.device, self.g)
             bad = self.damages[family].apply(clean, strength, self.g)
             xs.append(bad)
