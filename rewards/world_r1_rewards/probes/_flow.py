@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -68,7 +69,7 @@ class _Flows:
             cv2.resize(g, None, fx=upsample, fy=upsample, interpolation=cv2.INTER_CUBIC) if upsample > 1 else g for g in grey
         ]
         self.keys = set(keys)
-        self.dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self.dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         height, width = self.images[0].shape
         x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
         self.at = np.stack([x, y], -1)
@@ -99,7 +100,7 @@ def track(grey: np.ndarray, keys: Sequence[int], stride: int, upsample: int, max
     shape = (len(keys), count, *points.shape[:2])
     target, mask = np.zeros((*shape, 2), np.float32), np.zeros(shape, np.float32)
     used, coverage = np.zeros(shape[:2], bool), np.ones(shape[:2], np.float32)
-    reach = max([b - a for a, b in zip(keys[:-1], keys[1:], strict=True)] + [keys[0], count - 1 - keys[-1], 1])
+    reach = max([b - a for a, b in pairwise(keys)] + [keys[0], count - 1 - keys[-1], 1])
     for a, key in enumerate(keys):
         for targets in (range(key + 1, count), range(key - 1, -1, -1)):
             for t in targets:
@@ -133,7 +134,7 @@ def _checked(forward: np.ndarray, backward: np.ndarray, points: np.ndarray, upsa
 
 
 def _texture(grey: np.ndarray, keys: Sequence[int], stride: int) -> np.ndarray:
-    points = grid(*grey.shape[1:], stride).astype(int)
+    points = grid(grey.shape[1], grey.shape[2], stride).astype(int)
     maps = []
     for key in keys:
         smooth = cv2.GaussianBlur(grey[key].astype(np.float32), (0, 0), 1.0)

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import cv2
@@ -24,7 +25,9 @@ from world_r1_rewards.probes._geometry import Geometry
 
 #: Below this share of textured points a clip cannot be measured.
 MIN_TEXTURE = 0.04
-INLIER = 0.5
+#: An observation is an inlier within this many working pixels plus a share of its displacement: flow errs in proportion to what it
+#: bridges, and a fixed limit would make small camera moves look more rigid than large ones.
+INLIER, INLIER_SHARE = 0.35, 0.03
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Settings:
 
 
 QUALITIES = {
-    "train": Settings(frames=9, keys=3, stride=5, upsample=1, width=160, iterations=(8, 6, 4), max_flow=0.12),
+    "train": Settings(frames=9, keys=3, stride=5, upsample=1, width=160, iterations=(8, 6, 4), max_flow=0.08),
     "eval": Settings(frames=17, keys=5, stride=4, upsample=2, width=160, iterations=(14, 10, 8), max_flow=0.18),
 }
 
@@ -146,7 +149,7 @@ def _view(clip: Clip, settings: Settings, focal: float) -> _View:
     prior, weight = math.log(focal), 0.02
     if clip.trajectory is not None:
         prior, weight = math.log(clip.trajectory.K[0, 0] / clip.trajectory.size[1]), 0.5
-    return _View(colour, grey, frames, keys, _flow.grid(*grey.shape[1:], settings.stride), tracks, prior, weight)
+    return _View(colour, grey, frames, keys, _flow.grid(grey.shape[1], grey.shape[2], settings.stride), tracks, prior, weight)
 
 
 def _shrink(frame: np.ndarray, width: int) -> np.ndarray:
@@ -186,24 +189,22 @@ def _translation_share(problem: _lm.Problem, state: _lm.State, p: _lm.Projection
 
 def _geometry(clip: Clip, view: _View, state: _lm.State, error: torch.Tensor, scores: dict[str, float], share: float) -> Geometry:
     tracks, (height, width) = view.tracks, view.grey.shape[1:]
-    seen = tracks.mask.reshape(*tracks.mask.shape[:2], -1)
+    seen, used = tracks.mask, np.maximum(1, tracks.used.sum(1))[:, None, None]
     count = max(1.0, float(seen.sum()))
-    residual = error.numpy()
-    moved = np.linalg.norm(tracks.target, axis=-1).reshape(seen.shape)
+    residual = error.numpy().reshape(seen.shape)
+    moved = np.linalg.norm(tracks.target, axis=-1)
+    good = seen * (residual < INLIER + INLIER_SHARE * moved)
     poses = _poses(state)
     depth = np.exp(-state.z.numpy()).astype(np.float32)
     f = width * math.exp(float(state.focal))
     K = np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]], np.float32)
-    confidence = (tracks.mask * (error.reshape(tracks.mask.shape).numpy() < 2 * INLIER)).sum(1) / np.maximum(1, tracks.used.sum(1))[
-        :, None, None
-    ]
+    confidence = (good.sum(1) / used).astype(np.float32)
     points, colours = _cloud(view, depth, confidence, K, poses)
     return Geometry(
         c2w=_interpolate(poses, view.frames, len(clip.video)),
         K=K, size=(height, width), frames=view.frames, keys=view.frames[view.keys],
-        depth=depth, grid=view.points + 0.5, confidence=confidence.astype(np.float32),
-        inliers=float(((residual < INLIER) * seen).sum() / count),
-        residual=float((np.minimum(residual, 3.0) * seen).sum() / count),
+        depth=depth, grid=view.points + 0.5, confidence=confidence,
+        inliers=float(good.sum() / count), residual=float((np.minimum(residual, 3.0) * seen).sum() / count),
         coverage=float(tracks.coverage[tracks.used].mean()), link=tracks.link,
         motion=float((moved * seen).sum() / count) / width,
         straightness=tracks.straightness, translation_share=share,
@@ -227,7 +228,7 @@ def _poses(state: _lm.State) -> np.ndarray:
 def _interpolate(poses: np.ndarray, frames: np.ndarray, count: int) -> np.ndarray:
     """[count, 4, 4] float32: constant twist rotation and straight translation between the estimated frames."""
     out = np.tile(np.eye(4), (count, 1, 1))
-    for a, (start, stop) in enumerate(zip(frames[:-1], frames[1:], strict=True)):
+    for a, (start, stop) in enumerate(pairwise(frames)):
         turn, _ = cv2.Rodrigues(poses[a, :3, :3].T @ poses[a + 1, :3, :3])
         for t in range(start, stop + 1):
             s = (t - start) / (stop - start)
