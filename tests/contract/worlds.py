@@ -59,11 +59,19 @@ PATHS = {
 
 
 @cache
-def world(seed: int, name: str, amplitude: float = 1.0, frames: int = FRAMES, height: int = HEIGHT, width: int = WIDTH) -> World:
+def world(
+    seed: int,
+    name: str,
+    amplitude: float = 1.0,
+    frames: int = FRAMES,
+    height: int = HEIGHT,
+    width: int = WIDTH,
+    supersample: int = 2,
+) -> World:
     """A seeded scene seen along a named path; indoors for even seeds."""
     c2w = _cameras(name, amplitude, frames)
     scene = _scene(seed, c2w)
-    rgb, depth, _ = raycast.cast(scene, height, width, FOV, 2)
+    rgb, depth, _ = raycast.cast(scene, height, width, FOV, supersample)
     video = ((rgb[0].permute(1, 2, 3, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
     relative = torch.linalg.inv(c2w[:1]) @ c2w
     return World(video, relative.float().numpy(), raycast.intrinsics(height, width, FOV).numpy(), depth[0].numpy(), name)

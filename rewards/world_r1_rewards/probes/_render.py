@@ -121,8 +121,8 @@ def splat(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Render coloured points with a depth buffer: image [H, W, 3] in 0..1 and coverage mask [H, W] bool.
 
-    `points` [N, 3] world, `colours` [N, 3] in 0..1, `c2w` [4, 4], `K` [3, 3] in pixels of `size` (pixel centres at +0.5). A point paints the
-    2x2 pixels about it; the nearest wins. Small holes are filled from their painted neighbours and count as covered.
+    `points` [N, 3] world, `colours` [N, 3] in 0..1, `c2w` [4, 4], `K` [3, 3] in pixels of `size` (pixel centres at +0.5). A point
+    paints the 2x2 pixels about it; the nearest wins. Small holes are filled from their painted neighbours and count as covered.
     """
     height, width = size
     local = (points - c2w[:3, 3]) @ c2w[:3, :3]

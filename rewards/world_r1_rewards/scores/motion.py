@@ -18,8 +18,8 @@ DRIFT = 0.01
 class Motion(Reward):
     """Measured over commanded displacement, in [0, 1]; applies to clips with a command only.
 
-    1 from 60 % of the commanded motion on (depth is unknown to that extent), falling to 0 for a frozen clip; above 250 % it falls again. When
-    the command asks for stillness: exp(-displacement / 1 % of the width).
+    1 from 60 % of the commanded motion on (depth is unknown to that extent), falling to 0 for a frozen clip; above 250 % it falls
+    again. When the command asks for stillness: exp(-displacement / 1 % of the width).
     """
 
     name, needs = "motion", ("geometry",)

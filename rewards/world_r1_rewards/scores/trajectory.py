@@ -91,7 +91,8 @@ def _rms(x: np.ndarray) -> float:
 class TrajectoryReward(Reward):
     """Agreement of the estimated with the commanded camera path, in [0, 1]; applies to clips with a command only.
 
-    Weighted geometric mean of rotation and translation (see `agreement`): exact 1, a still camera about 0.2 or less, the opposite path below that.
+    Weighted geometric mean of rotation and translation (see `agreement`): exact 1, a still camera about a quarter, the opposite path
+    below that.
     """
 
     name, needs = "trajectory", ("geometry",)
