@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,9 +105,7 @@ def _begin(rewards: RewardsConfig | None) -> None:
         return
     if multiprocessing.parent_process() is not None:
         cv2.setNumThreads(1)
-        import torch
-
-        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # for torch, which only some tasks import
     if rewards is not None:
         from world_r1.reward import Rubric
 

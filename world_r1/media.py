@@ -22,7 +22,7 @@ def animation(path: Path, *, quality: int = 72) -> str | None:
     from world_r1.video import read_mp4
 
     try:
-        video, _ = read_mp4(path)
+        video, fps = read_mp4(path)
     except (ValueError, OSError) as error:
         log.warning("left out of the report: %s: %s", path, error)
         return None
