@@ -294,7 +294,7 @@ def _imported(name: str, distribution: str, describe: Callable[[], str]) -> Chec
     except Exception as error:  # broken installations raise anything, and it is the finding
         remedy = errors.explain(error) if isinstance(error, ImportError | OSError) else None
         return Check(
-            name, "bad", _short(error), remedy or f"pip install --force-reinstall {_requirement(distribution) or distribution}"
+            name, "bad", _short(error), remedy or f"pip install --force-reinstall '{_requirement(distribution) or distribution}'"
         )
     wanted = _requirement(distribution)
     if wanted and not _satisfied(wanted, distribution):
