@@ -211,6 +211,11 @@ class _Cache:
 _CACHE = _Cache(budget=1 << 30)
 
 
+def forget() -> None:
+    """Drop all cached maps (they take up to 1 GiB)."""
+    _CACHE.maps.clear()
+
+
 def noise_map(trajectory: Trajectory, grid: tuple[int, int, int], fine: int, *, device: torch.device | str = "cpu") -> NoiseMap:
     """The cells of a trajectory for latents of (t, h, w), `fine` pixels a side in each; cached.
 
@@ -371,11 +376,11 @@ def _compact(column: torch.Tensor, row: torch.Tensor, hit: torch.Tensor) -> tupl
     """Number the cells that occur from 0 in raster order: int32 ids like `column`, -1 where the ray missed; and their number."""
     if not bool(hit.any()):
         return torch.full_like(column, -1, dtype=torch.int32), 0
-    column, row = (torch.where(hit, value, value[hit].min()) for value in (column, row))
+    column, row = (torch.where(hit, value, torch.where(hit, value, 1 << 30).min()) for value in (column, row))
     column, row = column - column.min(), row - row.min()
     raster = row.long() * (int(column.max()) + 1) + column
     used = torch.zeros(int(raster.max()) + 1, dtype=torch.bool, device=raster.device)
-    used[raster[hit]] = True
+    used[torch.where(hit, raster, raster[hit][0])] = True
     number = used.cumsum(0, dtype=torch.int32) - 1
     return torch.where(hit, number[raster], -1).int(), int(number[-1]) + 1
 

@@ -60,7 +60,7 @@ def initial_noise(policy: Policy, config: Config, text: str, seed: Key) -> torch
     """x_T of one sample, float32 [C, t, h, w]: warped along the path that the prompt commands, white where it commands none."""
     key = (seed, 0, 0, 0) if isinstance(seed, int) else seed
     trajectory = trajectory_for(text, config.video, config.camera)
-    return noise.initial_noise(trajectory, policy.latent_shape(config.video), config.noise, *key)
+    return noise.initial_noise(trajectory, policy.latent_shape(config.video), config.noise, *key, device=policy.device)
 
 
 def settings_of(model: str) -> Config:

@@ -241,7 +241,7 @@ def test_noise_is_a_function_of_its_key() -> None:
     path, shape = trajectory("orbit left"), (16, *GRID)
     state = torch.get_rng_state()
     first = noise.initial_noise(path, shape, NoiseConfig(), 7, 3, 1, 0)
-    noise._CACHE.maps.clear()
+    noise.forget()
     assert torch.equal(noise.initial_noise(path, shape, NoiseConfig(), 7, 3, 1, 0), first)
     assert torch.equal(torch.get_rng_state(), state)
     assert first.shape == shape
@@ -327,7 +327,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def test_blockworld_takes_well_under_a_second_and_a_half() -> None:
-    noise._CACHE.maps.clear()
+    noise.forget()
     begin = time.process_time()
     x = noise.initial_noise(trajectory("orbit left", frames=17, size=(96, 160)), (16, 5, 12, 20), NoiseConfig(), 1)
     assert time.process_time() - begin < 1.5
