@@ -169,6 +169,22 @@ def test_critic_fits_its_budget_and_survives_saving(pool: Pool, tmp_path: Path) 
         torch.testing.assert_close(a[name], b[name], atol=1e-4, rtol=1e-3)
 
 
+def test_folding_the_norms_for_scoring_changes_no_number(pool: Pool) -> None:
+    critic = _critic(pool)
+    for norm in (m for m in critic.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias)
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2.0)
+    x = to_float(pool.videos[:2])
+    folded = critic.eval().watch(x)
+    critic.train()
+    for norm in (m for m in critic.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.eval()
+    for a, b in zip(folded, critic.watch(x), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
 def test_critic_scores_single_frames_and_empty_batches(pool: Pool) -> None:
     critic = _critic(pool).eval()
     scores = critic.score_frames(_video(4)[:, 0], ["A red box on grass."] * 4, batch=3)

@@ -66,6 +66,22 @@ class _Conv(nn.Sequential):
             nn.ReLU(inplace=True),
         )
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, C, H, W] -> [N, outside, H', W']; in eval mode the norm is folded into the convolution (a fifth of the time on a CPU)."""
+        conv, norm, act = self
+        if self.training:
+            return act(norm(conv(x)))
+        scale, shift = _affine(norm)
+        return act(F.conv2d(x, conv.weight * scale[:, None, None, None], shift, conv.stride, conv.padding))
+
+
+def _affine(norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
+    """(scale, shift) per channel of a batch norm that uses its running statistics."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
+
 
 class _Temporal(nn.Module):
     """Convolution over a frame and its two neighbours, batch norm, ReLU: one 2D convolution whose outputs are shifted in time and added."""
@@ -77,11 +93,21 @@ class _Temporal(nn.Module):
 
     def forward(self, x: torch.Tensor, frames: int) -> torch.Tensor:
         """[B*T, C, H, W] -> [B*T, outside, H', W']; the clip's ends are repeated."""
-        y = self.conv(x).permute(0, 2, 3, 1).unflatten(0, (-1, frames))  # in memory order, so that slices in time stay contiguous
+        y = self._spread(x).permute(0, 2, 3, 1).unflatten(0, (-1, frames))  # in memory order: slices in time stay contiguous
         before, now, after = y.chunk(3, -1)
         before = torch.cat([before[:, :1], before[:, :-1]], 1)
         after = torch.cat([after[:, 1:], after[:, -1:]], 1)
-        return F.relu(self.norm((before + now + after).flatten(0, 1).permute(0, 3, 1, 2)))
+        z = (before + now + after).flatten(0, 1).permute(0, 3, 1, 2)
+        return F.relu(self.norm(z) if self.training else z)
+
+    def _spread(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, C, H, W] -> [N, 3 outside, H', W']: what a frame gives to the next, itself and the last; eval mode folds the norm in."""
+        if self.training:
+            return self.conv(x)
+        scale, shift = _affine(self.norm)
+        bias = torch.cat([torch.zeros_like(shift), shift, torch.zeros_like(shift)])
+        weight = self.conv.weight * scale.repeat(3)[:, None, None, None]
+        return F.conv2d(x, weight, bias, self.conv.stride, self.conv.padding)
 
 
 class _Attend(nn.Module):
