@@ -289,14 +289,11 @@ def _guarded(arguments: Sequence[str], debug: bool) -> int:
     try:
         code = app(arguments, prog_name="world-r1", standalone_mode=False)
         code = code if isinstance(code, int) else 0
-        if code == 130:  # typer turned a KeyboardInterrupt into this
+        if code == 130:  # typer turned a KeyboardInterrupt into this; a run has already said what it saved
             raise KeyboardInterrupt
         return code
     except (KeyboardInterrupt, typer.Abort):
         print("world-r1: interrupted", file=sys.stderr)
-        return 130
-    except _stopped() as error:
-        print(f"world-r1: {error}", file=sys.stderr)
         return 130
     except Exception as error:
         if type(error).__name__ == "NoArgsIsHelpError":
@@ -307,12 +304,6 @@ def _guarded(arguments: Sequence[str], debug: bool) -> int:
         from world_r1 import errors
 
         return errors.report(error)
-
-
-def _stopped() -> tuple[type[Exception], ...]:
-    """The exception of a run that was interrupted and has saved itself, if training was imported at all."""
-    module = sys.modules.get("world_r1.train")
-    return (module.Stopped,) if module is not None else ()
 
 
 def _config(path: Path | None, overrides: Sequence[str] | None, command: str) -> Config:
