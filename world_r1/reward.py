@@ -154,11 +154,11 @@ class Rubric:
                 needed |= set(other.needs)
         return bool(needed & set(probe.gives))
 
-    def _verdict(self, clip: Clip, evidence: Mapping[str, Any], failures: Mapping[str, Exception], seconds: Mapping[str, float]) -> Verdict:
+    def _verdict(
+        self, clip: Clip, evidence: Mapping[str, Any], failures: Mapping[str, Exception], seconds: Mapping[str, float]
+    ) -> Verdict:
         applied = [
-            (entry, replace(_score(reward, clip, evidence, failures), reward=entry.key))
-            for entry, reward in self.rewards
-            if self.applies(entry, clip)
+            (entry, replace(_score(reward, clip, evidence, failures), reward=entry.key)) for entry, reward in self._applied(clip)
         ]
         values = [score.value for _, score in applied]
         missing = not values or any(value is None for value in values)
@@ -215,7 +215,9 @@ def _ordered(probes: Mapping[str, Probe], needed: set[str]) -> dict[str, Probe]:
             givers[given] = name
     for need in needed | {need for probe in probes.values() for need in probe.needs}:
         if need not in givers and need != "frames":
-            raise ValueError(f"no configured probe gives {need!r}; add one under rewards.probes (shipped: {', '.join(available(PROBES))})")
+            raise ValueError(
+                f"no configured probe gives {need!r}; add one under rewards.probes (shipped: {', '.join(available(PROBES))})"
+            )
     ordered: dict[str, Probe] = {}
     have = {"frames"}
     while len(ordered) < len(probes):

@@ -17,6 +17,8 @@ import numpy as np
 TOLERANCE, TOLERANCE_SHARE = 0.7, 0.05
 #: A grid point counts as textured when its gradient exceeds this many grey levels a pixel (of the stretched image).
 TEXTURE = 3.0
+#: Displacement in pixels below which order cannot be told from wobble.
+JITTER = 0.5
 #: The stretch of a clip's grey values is limited, or sensor noise of a blank clip would become texture.
 MAX_GAIN = 6.0
 
@@ -40,7 +42,7 @@ class Tracks:
     texture: np.ndarray
     #: Smallest coverage between neighbouring used frames: a cut shows here.
     link: float
-    #: Median of |flow over two steps| / (sum of the two steps): 1 for smooth motion, about 0.45 for shuffled frames.
+    #: |flow over two steps| / (sum of the two steps) over the clip: 1 for smooth motion, about 0.5 for shuffled frames.
     straightness: float
     #: Mean displacement between neighbouring used frames, pixels.
     step: float
@@ -113,7 +115,7 @@ def track(grey: np.ndarray, keys: Sequence[int], stride: int, upsample: int, max
     moved = [float(np.linalg.norm(step[0], axis=-1).mean()) for step in steps]
     return Tracks(
         target, mask, used, coverage, _texture(grey, keys, stride),
-        link=min(step[2] for step in steps), straightness=_straightness(target, used, keys, moved), step=float(np.mean(moved)),
+        link=min(step[2] for step in steps), straightness=_straightness(flows, moved, points, upsample), step=float(np.mean(moved)),
     )  # fmt: skip
 
 
@@ -144,13 +146,16 @@ def _texture(grey: np.ndarray, keys: Sequence[int], stride: int) -> np.ndarray:
     return np.stack(maps).astype(np.float32)
 
 
-def _straightness(target: np.ndarray, used: np.ndarray, keys: Sequence[int], moved: list[float]) -> float:
-    """Median over the two-step flows of the keyframes; 1 when nothing moves."""
-    ratios = []
-    for a, key in enumerate(keys):
-        for t in (key - 2, key + 2):
-            if 0 <= t < len(used[a]) and used[a, t]:
-                path = moved[min(key, t)] + moved[min(key, t) + 1]
-                net = float(np.linalg.norm(target[a, t], axis=-1).mean())
-                ratios.append(min(1.0, net / path) if path > 0.1 else 1.0)
-    return float(np.median(ratios)) if ratios else 1.0
+def _straightness(flows: _Flows, moved: list[float], points: np.ndarray, upsample: int) -> float:
+    """Displacement over two steps against the sum of its two steps, summed over the clip.
+
+    One reversal (a command may ask for it) costs little. `JITTER` is added to both sides, so that the wobble of a clip that hardly moves
+    is not taken for disorder.
+    """
+    here = points * upsample + (upsample - 1) / 2
+    net = path = 1e-6
+    for i in range(len(moved) - 1):
+        over = cv2.remap(flows(i, i + 2), here, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) / upsample
+        net += min(float(np.linalg.norm(over, axis=-1).mean()), moved[i] + moved[i + 1]) + JITTER
+        path += moved[i] + moved[i + 1] + JITTER
+    return net / path

@@ -37,7 +37,7 @@ class Geometry:
     link: float
     #: Mean displacement between keyframes and frames over the width; 0 for a frozen clip.
     motion: float
-    #: 1 for smooth motion, about 0.45 for shuffled frames.
+    #: 1 for smooth motion, about 0.5 for shuffled frames.
     straightness: float
     #: Share of the displacement that translation explains, 0..1 (0 for pure rotation), and spread of log depth.
     translation_share: float

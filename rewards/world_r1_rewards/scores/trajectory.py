@@ -13,7 +13,7 @@ from world_r1.types import Clip, Score
 from world_r1_rewards.probes._geometry import Geometry
 
 #: Rotation errors are measured against this share of the commanded rotation plus a floor for estimation noise (radians).
-ROTATION_SHARE, ROTATION_FLOOR = 0.5, math.radians(3.0)
+ROTATION_SHARE, ROTATION_FLOOR = 0.35, math.radians(1.5)
 #: Commands that move less than this (share of the depth; radians) do not translate, or do not rotate.
 NO_TRANSLATION, NO_ROTATION = 0.005, math.radians(0.3)
 #: Drift (share of the depth) at which a camera that should not translate scores 1/e.
@@ -40,7 +40,7 @@ def agreement(estimated: np.ndarray, commanded: np.ndarray, estimated_depth: flo
 
     Orientation is aligned by the rotation that fits all frames best and positions by their means, so that no single frame's error
     (the first, as is usual) shifts all others. The scale of the estimate never enters: its amplitude is only compared, generously,
-    in units of its own depth. Rotation: exp(-rms error / (half the commanded rms + 3 degrees)). Translation: the angle between the two
+    in units of its own depth. Rotation: exp(-rms error / (35 % of the commanded rms + 1.5 degrees)). Translation: the angle between the two
     centred paths as vectors of all positions: direction and shape at once, 1 for the same, 1/8 for none, 0 for opposite.
     """
     R, R_star = (x[:, :3, :3].astype(np.float64) for x in (estimated, commanded))
