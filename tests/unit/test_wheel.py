@@ -47,12 +47,12 @@ def test_the_wheel_works_from_elsewhere(wheel: Path, tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("name: elsewhere\n", encoding="utf-8")
     code = (
-        "import sys; sys.path = [p for p in sys.path if not p.startswith(%r) or 'site-packages' in p or '/lib/' in p];"
-        "sys.path.insert(0, %r);"
+        f"import sys; sys.path = [p for p in sys.path if not p.startswith({str(ROOT)!r}) or 'site-packages' in p or '/lib/' in p];"
+        f"sys.path.insert(0, {str(site)!r});"
         "import world_r1, world_r1_rewards; assert world_r1.__file__.startswith(sys.path[0]), world_r1.__file__;"
         "assert world_r1_rewards.__file__.startswith(sys.path[0]);"
         "from world_r1 import cli; sys.exit(cli.run(sys.argv[1:]))"
-    ) % (str(ROOT), str(site))
+    )
     for arguments, expected in (
         (["rewards", "list", "--json"], "flow_ba"),
         (["train", "--config", str(config), "--print-config"], "elsewhere"),
