@@ -111,7 +111,7 @@ class FlowConfig(Strict):
 
 
 class KLConfig(Strict):
-    """KL to the frozen base model, scheduled by total nats per trained step (research note tiny-world: beta on a mean is no anchor)."""
+    """KL to the frozen base model, scheduled by total nats per trained step (a weight on a per-dimension mean is no anchor)."""
 
     #: Weight of the KL, which is in the reduction of `flow.log_prob`; the start value when `target_nats` is set. 0 and no target: no KL;
     #: 0 with a target starts at 1 / sqrt(2 target_nats), the weight that holds there (derivation in `world_r1.loss`).

@@ -95,9 +95,13 @@ class Score:
 
     def __post_init__(self) -> None:
         if (self.status == "ok") != (self.value is not None):
-            raise ValueError(f"{self.reward}: a score has a value exactly when its status is ok; got {self.status} and {self.value}")
+            raise ValueError(
+                f"{self.reward}: a score has a value exactly when its status is ok; got {self.status} and {self.value}"
+            )
         if self.value is not None and not np.isfinite(self.value):
-            raise ValueError(f"{self.reward}: a score must be finite, got {self.value}; return status 'failed' and value None instead")
+            raise ValueError(
+                f"{self.reward}: a score must be finite, got {self.value}; return status 'failed' and value None instead"
+            )
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,9 @@ def test_a_file_that_is_missing_or_no_text_is_an_error(tmp_path: Path) -> None:
         load_prompts(str(tmp_path / "raw.txt"))
 
 
-@pytest.mark.parametrize("source", ["blockworld:train", "blockworld:train:0", "blockworld:train:x", "blockworld:train:3:4", "blockworld:none:3"])
+@pytest.mark.parametrize(
+    "source", ["blockworld:train", "blockworld:train:0", "blockworld:train:x", "blockworld:train:3:4", "blockworld:none:3"]
+)
 def test_a_malformed_generated_source_is_an_error(source: str) -> None:
     with pytest.raises(ValueError, match="blockworld"):
         load_prompts(source)

@@ -6,5 +6,5 @@ from pathlib import Path
 
 
 def weights_path() -> Path:
-    """Folder of the shipped weights in diffusers layout (transformer, vae, text_encoder, tokenizer, scheduler) plus critic and evaluator."""
+    """Folder of the shipped weights in diffusers layout (transformer, vae, text_encoder, tokenizer, scheduler), critic and evaluator."""
     return Path(__file__).parent / "weights"
