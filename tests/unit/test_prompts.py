@@ -144,7 +144,7 @@ def test_the_prompts_of_a_step_do_not_depend_on_the_steps_before(tmp_path: Path)
 
 
 def test_a_dynamic_phase_without_dynamic_prompts_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="needs prompts.dynamic"):
+    with pytest.raises(ValueError, match=r"needs prompts\.dynamic"):
         _stream(tmp_path, 3, None, 2, rigid_steps=5, dynamic_steps=1)
 
 
