@@ -12,6 +12,7 @@ from typing import Any
 import contract_worlds as worlds
 import numpy as np
 import pytest
+from world_r1_rewards.scores.guard import ranges_of
 
 from world_r1.blockworld import weights_path
 from world_r1.config import RewardConfig, RewardsConfig
@@ -180,3 +181,12 @@ def test_guard_charges_only_outside_the_range(clips: list[Clip]) -> None:
         values.append(guard.score(clip, statistics.observe([clip], [{}])[0]).value)
     assert values[0] == 0.0
     assert values[0] >= values[1] > values[2] > -1.0
+
+
+def test_ranges_come_from_the_base_models_samples(clips: list[Clip]) -> None:
+    videos = [clips[0].video[:, ::step] for step in range(1, 5)] * 2
+    guard = load("guard", SCORES, Reward)(ranges=ranges_of(videos))
+    evidence = load("statistics", PROBES, Probe)().observe(clips[:1], [{}])[0]
+    assert guard.score(clips[0], evidence).value == pytest.approx(0.0, abs=0.02)
+    with pytest.raises(ValueError, match="at least 8"):
+        ranges_of(videos[:3])

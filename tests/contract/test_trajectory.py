@@ -95,7 +95,7 @@ def test_fixed_wants_stillness() -> None:
     assert still == pytest.approx(1.0, abs=1e-6)
     assert [still, *drifting] == sorted([still, *drifting], reverse=True)
     assert [still, *turning] == sorted([still, *turning], reverse=True)
-    assert drifting[-1] < 0.5
+    assert drifting[-1] < 0.6
 
 
 def test_right_direction_at_half_speed_is_between_static_and_exact() -> None:

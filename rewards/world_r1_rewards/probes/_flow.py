@@ -40,7 +40,7 @@ class Tracks:
     coverage: np.ndarray
     #: [A, h, w] float32 in 0..1: how well a point's texture fixes its flow.
     texture: np.ndarray
-    #: Smallest coverage between neighbouring used frames: a cut shows here.
+    #: Smallest coverage between neighbouring frames: a cut shows here.
     link: float
     #: |flow over two steps| / (sum of the two steps) over the clip: 1 for smooth motion, about 0.5 for shuffled frames.
     straightness: float
@@ -67,15 +67,20 @@ class _Flows:
     """Directed flows between the frames of one clip, computed once each and started from shorter ones."""
 
     def __init__(self, grey: np.ndarray, keys: Sequence[int], upsample: int) -> None:
-        self.images = [
-            cv2.resize(g, None, fx=upsample, fy=upsample, interpolation=cv2.INTER_CUBIC) if upsample > 1 else g for g in grey
-        ]
+        self.upsample = upsample
+        self.images = [self.enlarge(g) for g in grey]
         self.keys = set(keys)
         self.dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         height, width = self.images[0].shape
         x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
         self.at = np.stack([x, y], -1)
         self.known: dict[tuple[int, int], np.ndarray] = {}
+
+    def enlarge(self, grey: np.ndarray) -> np.ndarray:
+        """Upsampled as all images of this clip."""
+        if self.upsample == 1:
+            return grey
+        return cv2.resize(grey, None, fx=self.upsample, fy=self.upsample, interpolation=cv2.INTER_CUBIC)
 
     def __call__(self, i: int, j: int) -> np.ndarray:
         """[H, W, 2] flow from frame i to frame j in pixels of the (upsampled) images."""
@@ -90,9 +95,11 @@ class _Flows:
         return self.known[i, j]
 
 
-def track(grey: np.ndarray, keys: Sequence[int], stride: int, upsample: int, max_flow: float) -> Tracks:
+def track(grey: np.ndarray, between: np.ndarray, keys: Sequence[int], stride: int, upsample: int, max_flow: float) -> Tracks:
     """Flows from every keyframe to every frame of `grey` [T, H, W] uint8 on the grid of `stride` pixels.
 
+    `between` [N, H, W] holds one frame from each gap between used frames (N = T - 1, or 0 if there are no gaps); they only enter the
+    link, so that nothing can hide in frames that are not used.
     A pair farther apart than the keyframe spacing is skipped once its median displacement exceeds `max_flow` of the width: long
     baselines lose flow, and left in they would make the score prefer small camera moves.
     """
@@ -115,8 +122,23 @@ def track(grey: np.ndarray, keys: Sequence[int], stride: int, upsample: int, max
     moved = [float(np.linalg.norm(step[0], axis=-1).mean()) for step in steps]
     return Tracks(
         target, mask, used, coverage, _texture(grey, keys, stride),
-        link=min(step[2] for step in steps), straightness=_straightness(flows, moved, points, upsample), step=float(np.mean(moved)),
+        link=min([step[2] for step in steps] + _hidden(flows, between, points, upsample)),
+        straightness=_straightness(flows, moved, points, upsample),
+        step=float(np.mean(moved)),
     )  # fmt: skip
+
+
+def _hidden(flows: _Flows, between: np.ndarray, points: np.ndarray, upsample: int) -> list[float]:
+    """Coverage between used frames and the unused frames after them."""
+    found = []
+    for i, grey in enumerate(between):
+        image = flows.enlarge(grey)
+        found.append(
+            _checked(flows.dis.calc(flows.images[i], image, None), flows.dis.calc(image, flows.images[i], None), points, upsample)[
+                2
+            ]
+        )
+    return found
 
 
 def _checked(forward: np.ndarray, backward: np.ndarray, points: np.ndarray, upsample: int) -> tuple[np.ndarray, np.ndarray, float]:

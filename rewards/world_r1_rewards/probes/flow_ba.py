@@ -141,9 +141,11 @@ def _view(clip: Clip, settings: Settings, focal: float) -> _View:
         )
     frames = np.unique(np.linspace(0, len(video) - 1, min(len(video), settings.frames)).round().astype(int))
     colour = np.stack([_shrink(video[t], settings.width) for t in frames])
-    grey = _flow.stretch(colour)
+    gaps = frames[:-1] + np.diff(frames) // 2 if len(frames) < len(video) else frames[:0]
+    both = _flow.stretch(np.concatenate([colour, *(_shrink(video[t], settings.width)[None] for t in gaps)]))
+    grey, between = both[: len(frames)], both[len(frames) :]
     keys = sorted({round(q) for q in np.linspace(0, len(frames) - 1, settings.keys + 2)[1:-1]})
-    tracks = _flow.track(grey, keys, settings.stride, settings.upsample, settings.max_flow)
+    tracks = _flow.track(grey, between, keys, settings.stride, settings.upsample, settings.max_flow)
     if (share := float((tracks.texture > 0.5).mean())) < MIN_TEXTURE:
         raise Degenerate(f"only {share:.1%} of the picture has texture; a reconstruction needs {MIN_TEXTURE:.0%}")
     prior, weight = math.log(focal), 0.02

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from world_r1.reward import Reward
 from world_r1.types import Clip, Score
+from world_r1_rewards.probes.statistics import statistics
 
 #: Statistics that live on a ratio scale: distances from the range are measured in octaves.
 RATIO = ("contrast", "sharpness", "saturation")
@@ -50,6 +53,25 @@ class Guard(Reward):
         else:
             value, low, high = 4 * value, 4 * low, 4 * high
         return max(0.0, low - value, value - high)
+
+
+def ranges_of(videos: Iterable[np.ndarray], margin: float = 0.15) -> dict[str, list[float]]:
+    """Ranges for `Guard` from samples of the base model, each [T, H, W, 3] uint8: the 2nd to 98th percentile over videos, widened
+    by `margin` (octaves; a quarter of full scale for luminance). `{"ranges": ranges_of(...)}` is what a statistics file holds.
+
+    Raises ValueError for fewer than 8 videos.
+    """
+    rows = [statistics(video) for video in videos]
+    if len(rows) < 8:
+        raise ValueError(f"guard: ranges need at least 8 videos of the base model, got {len(rows)}")
+    found = {}
+    for name in (*RATIO, "luminance"):
+        low, high = np.percentile([row[name] for row in rows], (2, 98))
+        if name in RATIO:
+            found[name] = [float(max(low, 1e-4) * 2**-margin), float(max(high, 1e-4) * 2**margin)]
+        else:
+            found[name] = [float(low - margin / 4), float(high + margin / 4)]
+    return found
 
 
 def _read(path: str | None) -> dict[str, Any]:

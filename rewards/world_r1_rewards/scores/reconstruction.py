@@ -27,7 +27,7 @@ class Reconstruction(Reward):
         appearance = ramp(geometry.correlation, 0.0, 1.0)
         rigidity = ramp(geometry.inliers * min(1.0, geometry.coverage / 0.9), 0.1, 1.0)
         link = ramp(geometry.link, 0.1, 0.5)
-        order = ramp(geometry.straightness, 0.45, 0.75)
+        order = ramp(geometry.straightness, 0.5, 0.85)
         motion = motion_gate(clip, geometry)
         value = 0.5 * (appearance + rigidity) * link * order * motion
         return self.ok(value, appearance=appearance, rigidity=rigidity, link=link, order=order, motion=motion)
