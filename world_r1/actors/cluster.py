@@ -28,6 +28,9 @@ from world_r1.types import Group, Prompt, Verdict
 
 log = logging.getLogger(__name__)
 
+#: Settings of a cluster of our own: Ray would run its workers at niceness 15, where any other process of the machine starves them.
+LOCAL = {"worker_niceness": 0}
+
 #: Seconds between looks at the stop flag while waiting.
 TICK = 0.25
 
@@ -193,9 +196,8 @@ class Cluster:
                 ray.init(address=settings.address, **common)
             else:
                 # Reservations are logical: one core may carry two busy actors, slowly. GPUs are never invented.
-                # Ray would run its workers at niceness 15, where any other process of the machine starves them.
                 cpus = max(os.cpu_count() or 1, int(self._cpus() + 0.999))
-                ray.init(num_cpus=cpus, _system_config={"worker_niceness": 0}, **common)
+                ray.init(num_cpus=cpus, _system_config=LOCAL, **common)
         except Exception as error:  # a bare Exception is what Ray raises when its own processes are slow to start
             where = f"join the Ray cluster at {settings.address}" if settings.address else "start a local Ray cluster"
             raise ClusterError(f"cannot {where}: {first_line(error)}") from error
