@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 TEXT_LENGTH = 64
 LATENT_CHANNELS = 24
 #: Sampling settings that `world-r1 sample` uses for these weights, and what the policy must know about them.
-SETTINGS: dict[str, Any] = {"max_text_length": TEXT_LENGTH, "shift": 3.0, "steps": 8, "guidance_scale": 3.0, "preset": "blockworld"}
+SETTINGS: dict[str, Any] = {
+    "max_text_length": TEXT_LENGTH,
+    "shift": 3.0,
+    "steps": 8,
+    "guidance_scale": 3.0,
+    "video": {"frames": 17, "height": 96, "width": 160, "fps": 8.0},
+    "camera": {"preset": "blockworld"},
+}
 
 
 def build_vae() -> AutoencoderKLWan:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ SHIFT = 3.0
 #: Captions kept per scene.
 WORDINGS = 2
 LATENT_GRID = (5, 12, 20)
+#: Noise map resolution (as `NoiseConfig.fine`) and what is added to the diagonal of its covariance.
+FINE = 8
+RIDGE = 1e-4
 #: Names of parameters that AdamW trains although they are matrices: embeddings, output and modulation layers.
 NOT_MUON = ("embed_tokens", "shared", "proj_out", "relative_attention", "time_proj", "patch_embedding", "scale_shift")
 
@@ -53,12 +57,15 @@ def train(options: Options, vae: nn.Module, cache: Cache) -> tuple[nn.Module, nn
     tokenizer = model.build_tokenizer()
     transformer, encoder = model.build_transformer().to(device), model.build_text_encoder(len(tokenizer)).to(device)
     models = {"transformer": transformer, "text_encoder": encoder}
+    if options.warm:
+        _load_weights(options.out, models)
     parameters = [p for m in models.values() for p in m.parameters()]
     optimizers = _optimizers(models, device)
     ema = [p.detach().clone() for p in parameters]
     state = options.out / "transformer_state.safetensors"
     start = load_state(state, models, optimizers, ema) if options.resume else 0
-    sampler = _Sampler(cache, options.batch, options.seed + start)
+    factors = noise_factors(device)
+    sampler = _Sampler(cache, factors, options.batch, options.seed + start)
     forward = torch.compile(transformer, dynamic=False) if device.type == "cuda" else transformer
     _loss(forward, encoder, sampler.draw()).backward()  # compile before the clock starts
     _clear(optimizers)
@@ -89,13 +96,22 @@ def train(options: Options, vae: nn.Module, cache: Cache) -> tuple[nn.Module, nn
     model.save(options.out, transformer=transformer, text_encoder=encoder)
     held = build_cache(options, vae, _held_out(options), count=4 * options.batch)
     metrics = {
-        "held_out_loss": _held_out_loss(transformer, encoder, held, options),
+        "held_out_loss": _held_out_loss(transformer, encoder, held, factors, options),
         "curve": curve,
         "steps": pace.step,
         "batch": options.batch,
     }
     write_metrics(options.out, "transformer", metrics | {"latents": len(cache.latents), "seconds": round(pace.elapsed, 1)})
     return transformer, encoder
+
+
+def _load_weights(out: Path, models: dict[str, nn.Module]) -> None:
+    """Start from the weights of an earlier, shorter training."""
+    from diffusers import WanTransformer3DModel
+    from transformers import UMT5EncoderModel
+
+    for name, cls in (("transformer", WanTransformer3DModel), ("text_encoder", UMT5EncoderModel)):
+        models[name].load_state_dict(cls.from_pretrained(out / name, torch_dtype=torch.float32).state_dict())
 
 
 def _clear(optimizers: Iterable[torch.optim.Optimizer]) -> None:
@@ -127,10 +143,10 @@ class _Draw:
 class _Sampler:
     """Shuffled batches with noise and sigma, all on the device, from one generator."""
 
-    def __init__(self, cache: Cache, batch: int, seed: int) -> None:
+    def __init__(self, cache: Cache, factors: torch.Tensor, batch: int, seed: int) -> None:
         self.cache, self.batch, self.device = cache, batch, cache.latents.device
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.maps, self.cells = noise_maps(self.device)
+        self.factors = factors
         self.order = torch.empty(0, dtype=torch.long, device=self.device)
         self.null = torch.zeros(model.TEXT_LENGTH, dtype=torch.long, device=self.device)
         self.null[0] = 1  # "</s>": the tokens of the empty prompt
@@ -150,7 +166,8 @@ class _Sampler:
     def noise(self, command: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Warped noise at random degradation for each command; white for a share of the samples."""
         fresh = torch.randn(like.shape, device=self.device, generator=self.generator)
-        warped = noise.warp(self.maps[command], self.cells, like.shape[1], LATENT_GRID, self.generator)
+        unit = torch.randn(len(command), like[0, 0].numel(), like.shape[1], device=self.device, generator=self.generator)
+        warped = (self.factors[command] @ unit).mT.view(like.shape)
         low, high = DEGRADATION
         a = low + (high - low) * self._uniform(len(command))
         a = torch.where(self._uniform(len(command)) < WHITE_SHARE, 1.0, a).view(-1, 1, 1, 1, 1)
@@ -160,27 +177,43 @@ class _Sampler:
         return torch.rand(n, device=self.device, generator=self.generator)
 
 
-def noise_maps(device: torch.device) -> tuple[torch.Tensor, int]:
-    """Cell ids [commands, t, P] of every command's nominal trajectory, and the largest number of cells."""
+def noise_factors(device: torch.device) -> torch.Tensor:
+    """[commands, t h w, t h w] float32 L with L L^T the covariance of each command's warped noise, one channel.
+
+    The warped noise is jointly Gaussian, so a factor of its covariance draws from the same law as `noise.warp` with one small matrix
+    product. Block (f, g) of the covariance is W_f W_g^T with W_f[L, c] = m_Lc / (fine sqrt(k_c)): m_Lc pixels of latent pixel L lie in
+    cell c, which k_c pixels of the frame share. Within a frame the noise is white. The ridge keeps a static camera's matrix regular.
+    """
     size = (scenes.HEIGHT, scenes.WIDTH)
-    maps = [
-        noise.noise_map(camera.trajectory(command, scenes.FRAMES, size, scenes.PRESET), LATENT_GRID, 8)
-        for command in scenes.commands()[0]
-    ]
-    return torch.stack([m.ids for m in maps]).to(device), max(m.cells for m in maps)
+    t, height, width = LATENT_GRID
+    factors = []
+    for command in scenes.commands()[0]:
+        path = camera.trajectory(command, scenes.FRAMES, size, scenes.PRESET)
+        where = noise.noise_map(path, LATENT_GRID, FINE, device=device)
+        block = torch.arange(t * height * width, device=device).repeat_interleave(FINE * FINE)
+        cell, weight = where.ids.flatten().long(), where.weight.flatten() / FINE
+        shared = cell >= 0
+        spread = torch.zeros(t * height * width, where.cells, device=device)
+        spread.index_put_((block[shared], cell[shared]), weight[shared], accumulate=True)
+        covariance = (spread @ spread.T).view(t, height * width, t, height * width)
+        for frame in range(t):
+            covariance[frame, :, frame] = torch.eye(height * width, device=device)
+        matrix = covariance.view(t * height * width, -1).double()
+        factors.append(torch.linalg.cholesky(matrix + RIDGE * torch.eye(len(matrix), device=device)).float() / (1 + RIDGE) ** 0.5)
+    return torch.stack(factors)
 
 
 def _loss(transformer: Any, encoder: nn.Module, draw: _Draw) -> torch.Tensor:
     sigma = draw.sigma.view(-1, 1, 1, 1, 1)
-    with torch.autocast(draw.x0.device.type, torch.bfloat16):
+    with torch.autocast(draw.x0.device.type, torch.bfloat16, enabled=draw.x0.is_cuda):
         text = model.encode_text(encoder, draw.ids)
         velocity = transformer((1 - sigma) * draw.x0 + sigma * draw.noise, draw.sigma * 1000, text, return_dict=False)[0]
     return (velocity.float() - (draw.noise - draw.x0)).square().mean()
 
 
 @torch.no_grad()
-def _held_out_loss(transformer: Any, encoder: nn.Module, cache: Cache, options: Options) -> float:
-    sampler = _Sampler(cache, options.batch, seed=4)
+def _held_out_loss(transformer: Any, encoder: nn.Module, cache: Cache, factors: torch.Tensor, options: Options) -> float:
+    sampler = _Sampler(cache, factors, options.batch, seed=4)
     return round(torch.stack([_loss(transformer, encoder, sampler.draw()) for _ in range(8)]).mean().item(), 5)
 
 
@@ -200,6 +233,7 @@ def build_cache(options: Options, vae: nn.Module, how: Options, count: int, pool
     render = data.Renderer(options.device)
     stream = data.stream(how.batch, 50_000 + how.seed, how.workers)
     latents, tokens, command, videos, texts, facts = [], [], [], [], [], []
+    render(data.draw(how.batch, 50_000 + how.seed).scenes)  # compile before the clock starts
     begin = time.monotonic()
     rng = random.Random(how.seed)
     while (done := len(latents) * how.batch) < count and (how.seconds is None or time.monotonic() - begin < how.seconds):
@@ -209,7 +243,7 @@ def build_cache(options: Options, vae: nn.Module, how: Options, count: int, pool
             videos.append(((x + 1) * 127.5).round().clamp(0, 255).byte())
             texts += batch.texts
             facts += batch.facts
-        with torch.autocast(options.device.type, torch.bfloat16):
+        with torch.autocast(options.device.type, torch.bfloat16, enabled=options.device.type == "cuda"):
             mean = wan_vae.encode(vae, x.contiguous(memory_format=torch.channels_last_3d))[0]
         latents.append(wan_vae.normalise(vae, mean.float()).to(torch.bfloat16).contiguous())
         wordings = [batch.texts] + [[captions.caption(fact, rng) for fact in batch.facts] for _ in range(WORDINGS - 1)]
@@ -219,6 +253,10 @@ def build_cache(options: Options, vae: nn.Module, how: Options, count: int, pool
         ]
         tokens.append(torch.stack(encoded, 1).to(options.device))
         command.append(batch.scenes.command.to(options.device))
+    if len(latents) * how.batch < min(count, 16 * options.batch):
+        raise RuntimeError(
+            f"only {len(latents) * how.batch} clips were encoded in {how.seconds} s, too few to train on; give the cache more seconds"
+        )
     print(f"cache of {len(latents) * how.batch} clips in {time.monotonic() - begin:.0f} s", flush=True)
     kept = torch.cat(videos) if videos else torch.empty(0, dtype=torch.uint8)
     return Cache(torch.cat(latents), torch.cat(tokens), torch.cat(command), kept, texts, facts)

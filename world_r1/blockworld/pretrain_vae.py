@@ -59,7 +59,7 @@ def train(options: Options) -> nn.Module:
 
 def _loss(vae: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """L1 + MSE on pixels, L1 on spatial and temporal differences, weak KL. Returns the loss and (l1, kl) for the log."""
-    with torch.autocast(x.device.type, torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
         mean, logvar = wan_vae.encode(vae, x)
         mean, logvar = mean.float(), logvar.float().clamp(-20, 10)
         y = wan_vae.decode(vae, mean + (0.5 * logvar).exp() * torch.randn_like(mean)).float()
@@ -78,7 +78,7 @@ def evaluate(vae: nn.Module, render: data.Renderer, options: Options, count: int
     ratios, means, squares = [], [], []
     for i in range(max(1, count // options.batch)):
         x = render(data.draw(options.batch, data.HELD_OUT + i).scenes)
-        with torch.autocast(options.device.type, torch.bfloat16):
+        with torch.autocast(options.device.type, torch.bfloat16, enabled=options.device.type == "cuda"):
             mean = wan_vae.encode(vae, x.contiguous(memory_format=torch.channels_last_3d))[0]
             y = wan_vae.decode(vae, mean, clamp=True).float()
         ratios.append(psnr(x, y))

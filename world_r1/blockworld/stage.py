@@ -28,6 +28,8 @@ class Options:
     #: Write the resumable state every so many seconds.
     save_seconds: float = 60.0
     resume: bool = False
+    #: Start from the weights in `out` with fresh optimizers (more training after a finished run).
+    warm: bool = False
 
 
 class Pace:
