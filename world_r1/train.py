@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import signal
@@ -100,9 +101,7 @@ class Run:
             "reference": "measuring real renders",
         }[what]
         begin = time.monotonic()
-        result = self.cluster.evaluate(
-            self.directory / folder, what, lambda n, total: self.record.status(f"{named}: {n}/{total} clips")
-        )
+        result = self.cluster.evaluate(self.directory / folder, what, self._counted(named))
         self.record.text(f"{named} took {time.monotonic() - begin:.0f} s")
         return result
 
@@ -115,10 +114,16 @@ class Run:
         self.record.summary(compared)
         self.record.text(f"report: {report.write_report(self.directory)}")
 
+    def _counted(self, doing: str) -> Callable[[int, int], None]:
+        return lambda n, total: self.record.status(f"{doing}: {n}/{total} clips")
+
     def _evaluate_midway(self, step: int) -> None:
+        from world_r1.actors.cluster import Interrupted
+
         every = self.config.evaluation.every
         if every and step % every == 0 and step < self.config.steps:
-            self.cluster.evaluate(self.directory / f"eval_{step:06d}", "average", lambda n, total: None)
+            with contextlib.suppress(Interrupted):  # the loop asks for the reason to stop next, and saves
+                self.cluster.evaluate(self.directory / f"eval_{step:06d}", "average", self._counted(f"evaluating step {step}"))
 
     def _videos(self, scored: Any) -> None:
         step = scored.step + 1

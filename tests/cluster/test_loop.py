@@ -194,3 +194,14 @@ def test_more_than_the_cluster_has_is_an_error_that_says_what(config: Make) -> N
         pass
     with pytest.raises(ClusterError, match="GPU"), Cluster(config(model={"device": "cuda"}, cluster={"timeout": 1})):
         pass
+
+
+def test_the_death_of_the_process_with_the_policy_says_how_to_go_on(
+    colocated: tuple[Config, Cluster], tmp_path: Path
+) -> None:  # the last test: it takes the shared cluster's worker
+    import ray
+
+    settings, cluster = colocated
+    ray.kill(cluster.learner)
+    with pytest.raises(ClusterError, match=r"the process that holds the policy died .*--resume"):
+        take(settings, cluster, tmp_path)
