@@ -33,3 +33,9 @@ def digest(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+if __name__ == "__main__":  # after the shipped weights were replaced by hand
+    from world_r1.blockworld import weights_path
+
+    print(write(weights_path()))
