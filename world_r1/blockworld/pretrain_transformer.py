@@ -17,6 +17,7 @@ from torch import nn
 
 from world_r1 import camera, noise
 from world_r1.blockworld import captions, data, model, scenes
+from world_r1.blockworld.muon import Muon
 from world_r1.blockworld.resume import load_state, save_state
 from world_r1.blockworld.stage import Options, Pace, write_metrics
 from world_r1.policies import wan_vae
@@ -127,7 +128,7 @@ def _optimizers(models: dict[str, nn.Module], device: torch.device) -> list[torc
             hidden = parameter.ndim == 2 and min(parameter.shape) >= 64 and not any(word in name for word in NOT_MUON)
             (muon if hidden else rest).append(parameter)
     return [
-        torch.optim.Muon(muon, lr=LEARNING_RATE, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        Muon(muon, lr=LEARNING_RATE, weight_decay=0.02),
         torch.optim.AdamW(rest, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=device.type == "cuda"),
     ]
 
