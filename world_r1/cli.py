@@ -275,6 +275,8 @@ def run(arguments: Sequence[str]) -> int:
     debug = len(rest) < len(arguments) or os.environ.get("WORLD_R1_DEBUG", "") not in ("", "0")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the model libraries' bars, which fill log files
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         code = _guarded(rest, debug)

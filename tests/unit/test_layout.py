@@ -153,3 +153,13 @@ def test_shipped_files_stay_small() -> None:
     for path in weights:
         assert path.stat().st_size < 16 * 2**20, path
     assert sum(path.stat().st_size for path in weights) <= 45 * 2**20
+
+
+def test_the_shipped_weights_are_the_listed_ones() -> None:
+    """After replacing weights: python -m world_r1.blockworld.manifest."""
+    from world_r1.blockworld import manifest, weights_path
+
+    assert manifest.verify(weights_path()) == []
+    listed = {line.partition("  ")[2] for line in (weights_path() / manifest.NAME).read_text(encoding="utf-8").splitlines()}
+    there = {path.relative_to(weights_path()).as_posix() for path in weights_path().rglob("*") if path.is_file()}
+    assert there - listed == {manifest.NAME}

@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from world_r1.blockworld import manifest
 from world_r1.blockworld.stage import Options
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def copy_weights(source: Path, target: Path) -> None:
-    """Install a trained folder as the shipped weights (no training state, no sheets)."""
+    """Install a trained folder as the shipped weights (no training state, no sheets), with their card and checksums."""
     for part in ("vae", "transformer", "text_encoder", "tokenizer", "scheduler", "critic", "evaluator"):
         if (source / part).is_dir():
             shutil.rmtree(target / part, ignore_errors=True)
@@ -127,3 +128,4 @@ def copy_weights(source: Path, target: Path) -> None:
     merged = _read(target / "metrics.json") | _read(source / "metrics.json")
     (target / "metrics.json").write_text(json.dumps(merged, indent=2) + "\n")
     write_card(target)
+    manifest.write(target)
