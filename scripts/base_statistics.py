@@ -1,6 +1,6 @@
 """Measure the base model's look and write base_statistics.json, the ranges of the `guard` reward.
 
-    python scripts/base_statistics.py configs/blockworld.yaml world_r1/blockworld/weights/base_statistics.json --clips 48
+python scripts/base_statistics.py configs/blockworld.yaml world_r1/blockworld/weights/base_statistics.json --clips 48
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ import argparse
 import json
 from pathlib import Path
 
+from world_r1_rewards.scores.guard import ranges_of
+
 from world_r1.config import load
 from world_r1.policy import load_policy
 from world_r1.prompts import load_prompts
 from world_r1.sample import generate
-from world_r1_rewards.scores.guard import ranges_of
 
 
 def main() -> None:

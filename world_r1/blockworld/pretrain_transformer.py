@@ -122,7 +122,8 @@ def _clear(optimizers: Iterable[torch.optim.Optimizer]) -> None:
 
 def _optimizers(models: dict[str, nn.Module], device: torch.device) -> list[torch.optim.Optimizer]:
     """Muon (scaled to AdamW's update size) for hidden matrices, AdamW for everything else."""
-    muon, rest = [], []
+    muon: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for m in models.values():
         for name, parameter in m.named_parameters():
             hidden = parameter.ndim == 2 and min(parameter.shape) >= 64 and not any(word in name for word in NOT_MUON)
@@ -233,7 +234,8 @@ def build_cache(options: Options, vae: nn.Module, how: Options, count: int, pool
     tokenizer = model.build_tokenizer()
     render = data.Renderer(options.device)
     stream = data.stream(how.batch, 50_000 + how.seed, how.workers)
-    latents, tokens, command, videos, texts, facts = [], [], [], [], [], []
+    latents: list[torch.Tensor] = []
+    tokens, command, videos, texts, facts = [], [], [], [], []
     render(data.draw(how.batch, 50_000 + how.seed).scenes)  # compile before the clock starts
     begin = time.monotonic()
     rng = random.Random(how.seed)

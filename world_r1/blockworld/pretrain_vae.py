@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -92,7 +94,7 @@ def evaluate(vae: nn.Module, render: data.Renderer, options: Options, count: int
     return {"psnr_db": round(values.mean().item(), 3), "psnr_db_p10": round(values.quantile(0.1).item(), 3), "clips": len(values)}
 
 
-def write_sheet(path: object, videos: torch.Tensor) -> None:
+def write_sheet(path: Path, videos: torch.Tensor) -> None:
     """Contact sheet of videos [N, 3, T, H, W] in -1..1: a row a video, five frames each."""
     from world_r1 import video
 
