@@ -28,6 +28,8 @@ class Geometry:
     grid: np.ndarray
     #: [A, h, w] share of the frames in which the point was seen consistently, 0..1.
     confidence: np.ndarray
+    #: Mean over the checked observations of 1 / (1 + (residual / limit)^2): graded where most are outliers of the limit below, 0..1.
+    rigidity: float
     #: Share of the checked observations within half a working pixel of the reconstruction, 0..1.
     inliers: float
     #: Mean robust residual in working pixels.

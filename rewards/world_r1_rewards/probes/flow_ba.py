@@ -195,7 +195,8 @@ def _geometry(clip: Clip, view: _View, state: _lm.State, error: torch.Tensor, sc
     count = max(1.0, float(seen.sum()))
     residual = error.numpy().reshape(seen.shape)
     moved = np.linalg.norm(tracks.target, axis=-1)
-    good = seen * (residual < INLIER + INLIER_SHARE * moved)
+    limit = INLIER + INLIER_SHARE * moved
+    good = seen * (residual < limit)
     poses = _poses(state)
     depth = np.exp(-state.z.numpy()).astype(np.float32)
     f = width * math.exp(float(state.focal))
@@ -206,6 +207,7 @@ def _geometry(clip: Clip, view: _View, state: _lm.State, error: torch.Tensor, sc
         c2w=_interpolate(poses, view.frames, len(clip.video)),
         K=K, size=(height, width), frames=view.frames, keys=view.frames[view.keys],
         depth=depth, grid=view.points + 0.5, confidence=confidence,
+        rigidity=float((seen / (1 + (residual / limit) ** 2)).sum() / count),
         inliers=float(good.sum() / count), residual=float((np.minimum(residual, 3.0) * seen).sum() / count),
         coverage=float(tracks.coverage[tracks.used].mean()), link=tracks.link,
         motion=float((moved * seen).sum() / count) / width,
