@@ -63,12 +63,16 @@ def run(config: Config, cluster: Cluster, stream: PromptStream, checkpoints: Pat
 
 
 def step_once(config: Config, cluster: Cluster, scored: Scored, begin: float, hooks: Hooks) -> None:
-    """Advantages, update and the row of one step's scored groups."""
+    """Advantages, update and the row of one step's scored groups; `begin` is when the loop began to wait for them.
+
+    The seconds are what the loop waited for, so that they add up: work that went on meanwhile costs nothing.
+    """
+    waited = time.perf_counter() - begin
+    reward = min(scored.seconds["reward"], waited)
     advantages = group_relative(scored.groups, reward_weights(config), config.algorithm.advantage)
-    update_begin = time.perf_counter()
     report = cluster.update(scored, dict(advantages.values))
-    end = time.perf_counter()
-    seconds = {**scored.seconds, "update": end - update_begin, "total": end - begin}
+    total = time.perf_counter() - begin
+    seconds = {"rollout": waited - reward, "reward": reward, "update": total - waited, "total": total}
     phase = phase_at(scored.step, config.phases)
     report = {**report, "staleness": float(scored.step - scored.version)}
     hooks.row(scored.step + 1, metrics.step_row(phase, scored.groups, advantages.metrics, report, seconds))
