@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,13 +92,14 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def vocabulary() -> list[str]:
+@cache
+def vocabulary() -> tuple[str, ...]:
     """Sorted words of 6,000 captions, which cover every attribute, movement and camera phrase many times."""
     words: set[str] = set()
     for seed in range(12):
         for text in captions.captions(scenes.sample(500, seed=700_000 + seed), seed):
             words.update(re.findall(r"\w+|[^\w\s]", text.lower()))
-    return sorted(words)
+    return tuple(sorted(words))
 
 
 def build_text_encoder(vocabulary_size: int) -> UMT5EncoderModel:
