@@ -69,7 +69,8 @@ def step_once(config: Config, cluster: Cluster, scored: Scored, begin: float, ho
     """
     waited = time.perf_counter() - begin
     reward = min(scored.seconds["reward"], waited)
-    advantages = group_relative(scored.groups, reward_weights(config), config.algorithm.advantage)
+    weights = {entry.key: entry.weight for entry in config.rewards.rewards}
+    advantages = group_relative(scored.groups, weights, config.algorithm.advantage)
     report = cluster.update(scored, dict(advantages.values))
     total = time.perf_counter() - begin
     seconds = {"rollout": waited - reward, "reward": reward, "update": total - waited, "total": total}
@@ -95,8 +96,3 @@ def finish(config: Config, cluster: Cluster, checkpoints: Path, step: int, saved
     if step != saved:
         cluster.save(checkpoints, step)
     return Outcome(step, "" if step >= config.steps else hooks.stop())
-
-
-def reward_weights(config: Config) -> dict[str, float]:
-    """Weight by reward name."""
-    return {entry.key: entry.weight for entry in config.rewards.rewards}
