@@ -57,8 +57,8 @@ def compare(
 
     Each entry is `{before, after, delta, ci95, n, better, role, missing_before, missing_after, verdict}`: means over the `n` clips
     that have the metric in both evaluations, the mean paired difference and its 95 % interval (None below two pairs). `verdict` is
-    "better", "worse" or "unclear" by whether the interval excludes zero. With `reference` (see `evaluation.reference`) there are
-    also `render`, `roundtrip`, and `gap_closed` = (after - before) / (roundtrip - before) with its interval `gap_ci95`, None where
+    "better", "worse" or "unclear" by whether the interval excludes zero, and "unclear" below `LEAST_PAIRS` pairs.
+    With `reference` (see `evaluation.reference`) there are also `render`, `roundtrip`, and `gap_closed` = (after - before) / (roundtrip - before) with its interval `gap_ci95`, None where
     the base samples are already at the level of the round trips.
 
     Raises ValueError when the evaluations are not of the same clips.
@@ -75,6 +75,9 @@ def compare(
     return {name: _entry(name, first, second, anchors, draws, seed) for name in names}
 
 
+#: Fewest pairs for a verdict: percentile bootstrap intervals of fewer are far too narrow.
+LEAST_PAIRS = 10
+
 Rows = Mapping[str, Mapping[str, float | None]]
 
 
@@ -90,7 +93,7 @@ def _entry(name: str, first: Rows, second: Rows, anchors: Mapping[str, Rows], dr
         entry["ci95"] = list(interval) if interval else None
     entry |= {"n": len(kept), "better": known.better, "role": known.role}
     entry |= {"missing_before": sum(p[1] is None for p in pairs), "missing_after": sum(p[2] is None for p in pairs)}
-    entry["verdict"] = _verdict(entry["ci95"], known.better)
+    entry["verdict"] = _verdict(entry["ci95"], known.better, len(kept))
     for kind, rows in anchors.items():
         values = [value for row in rows.values() if (value := row.get(name)) is not None]
         entry[kind] = float(np.mean(values)) if values else None
@@ -122,8 +125,8 @@ def _resampled(columns: np.ndarray, draws: int, seed: int) -> np.ndarray:
     return columns[rows].mean(1)
 
 
-def _verdict(interval: Sequence[float] | None, better: str) -> str:
-    if interval is None or interval[0] <= 0 <= interval[1]:
+def _verdict(interval: Sequence[float] | None, better: str, pairs: int) -> str:
+    if interval is None or pairs < LEAST_PAIRS or interval[0] <= 0 <= interval[1]:
         return "unclear"
     return "better" if (interval[0] > 0) == (better == "higher") else "worse"
 

@@ -42,6 +42,12 @@ def verdict(run: Run) -> str:
         return "This run has no held-out evaluation, so it shows how training went and not whether it helped."
     exam = {k: e for k, e in run.summary.items() if e.get("role") == "3d"}
     guards = {k: e for k, e in run.summary.items() if e.get("role") == "guard"}
+    pairs = max((int(e.get("n", 0)) for e in exam.values()), default=0)
+    least = comparison.LEAST_PAIRS
+    if pairs < least:
+        return (
+            f"Only {pairs} held-out prompts were compared: too few for a verdict, which needs {least}, whatever the intervals say."
+        )
     better, worse = ([k for k, e in exam.items() if e.get("verdict") == word] for word in ("better", "worse"))
     text = f"{len(better)} of {len(exam)} held-out 3D metrics improved with a 95 % interval that excludes zero"
     text += f"; {_listed(worse)} got worse. " if worse else ". "

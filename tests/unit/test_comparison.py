@@ -55,11 +55,18 @@ def test_pairing_removes_what_the_prompts_differ_by() -> None:
 
 
 def test_lower_is_better_where_it_is() -> None:
-    first, second = evaluation({"sampson": [1.0, 1.1, 0.9, 1.2]}), evaluation({"sampson": [0.7, 0.8, 0.7, 0.8]})
+    first, second = evaluation({"sampson": [1.0, 1.1, 0.9, 1.2] * 3}), evaluation({"sampson": [0.7, 0.8, 0.7, 0.8] * 3})
     assert compare(first, second)["sampson"]["verdict"] == "better"
     assert compare(second, first)["sampson"]["verdict"] == "worse"
     assert metric("reward/trajectory").role == "reference"
     assert metric("fidelity").role == "guard"
+
+
+def test_a_handful_of_pairs_gets_no_verdict() -> None:
+    first, second = evaluation({"sampson": [1.0, 1.1]}), evaluation({"sampson": [0.7, 0.8]})
+    entry = compare(first, second)["sampson"]
+    assert entry["ci95"][1] < 0
+    assert entry["verdict"] == "unclear"
 
 
 def test_a_missing_value_drops_its_pair_and_is_counted() -> None:

@@ -95,7 +95,8 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_a_complete_run(run: Path) -> None:
+def test_a_complete_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "LEAST_PAIRS", 6)
     path = report.write_report(run)
     assert path == run / "report.html"
     text = path.read_text(encoding="utf-8")
