@@ -56,10 +56,10 @@ def compare(
     """Summary of two evaluations of the same prompts with the same noise, one entry per metric.
 
     Each entry is `{before, after, delta, ci95, n, better, role, missing_before, missing_after, verdict}`: means over the `n` clips
-    that have the metric in both evaluations, the mean paired difference and its 95 % interval (None below two pairs). `verdict` is
-    "better", "worse" or "unclear" by whether the interval excludes zero, and "unclear" below `LEAST_PAIRS` pairs.
-    With `reference` (see `evaluation.reference`) there are also `render`, `roundtrip`, and `gap_closed` = (after - before) / (roundtrip - before) with its interval `gap_ci95`, None where
-    the base samples are already at the level of the round trips.
+    that have the metric in both evaluations, the mean paired difference and its 95 % interval (None below two pairs). `verdict`
+    is "better", "worse" or "unclear" by whether the interval excludes zero, and "unclear" below `LEAST_PAIRS` pairs. With
+    `reference` (see `evaluation.reference`) there are also `render`, `roundtrip`, and `gap_closed` = (after - before) /
+    (roundtrip - before) with its interval `gap_ci95`, None where the base samples are already at the level of the round trips.
 
     Raises ValueError when the evaluations are not of the same clips.
     """

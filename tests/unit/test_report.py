@@ -45,6 +45,12 @@ def rows(level: float, seed: int, missing: int = -1) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.fixture(autouse=True)
+def small_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The miniature runs have six clips, five of them complete; let them have verdicts."""
+    monkeypatch.setattr(comparison, "LEAST_PAIRS", 5)
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     root = tmp_path / "mini"
@@ -95,8 +101,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_a_complete_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "LEAST_PAIRS", 6)
+def test_a_complete_run(run: Path) -> None:
     path = report.write_report(run)
     assert path == run / "report.html"
     text = path.read_text(encoding="utf-8")
