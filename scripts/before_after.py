@@ -1,4 +1,4 @@
-"""The README's picture from a finished run: python scripts/before_after.py runs/blockworld [docs/results/before_after.png] [clip numbers]."""
+"""The README's picture from a finished run: python scripts/before_after.py RUN_DIR [docs/results/before_after.png] [clip numbers]."""
 
 from __future__ import annotations
 
