@@ -12,6 +12,7 @@ from world_r1.blockworld.stage import Options
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    model.vocabulary()  # cached for the process: it must come from all commands
     monkeypatch.setattr(scenes, "HEIGHT", 16)
     monkeypatch.setattr(scenes, "WIDTH", 32)
     monkeypatch.setattr(pretrain_transformer, "LATENT_GRID", (5, 2, 4))
