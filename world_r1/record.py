@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -137,16 +138,16 @@ class Record:
                 raise
 
 
-class Mirror:
+class Mirror(ABC):
     """A second place that numbers go to."""
 
+    @abstractmethod
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         """Record finite numbers of one step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Flush and let go."""
-        raise NotImplementedError
 
 
 class TensorBoard(Mirror):
