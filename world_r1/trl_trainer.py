@@ -43,8 +43,8 @@ class FlowModel(PreTrainedModel):
         self.all_tied_weights_keys: dict[str, str] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
-        """Never called: log-probs come from the policy."""
-        raise NotImplementedError
+        """Refuses: this module only shows the policy's parameters to the Trainer; log-probs come from the policy itself."""
+        raise RuntimeError("this module holds parameters; take velocities from the policy")
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
