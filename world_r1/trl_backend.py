@@ -156,7 +156,7 @@ class Job:
 
     def _columns(self, advantages: Sequence[float | None]) -> dict[str, torch.Tensor]:
         values = torch.tensor([float("nan") if value is None else value for value in advantages], dtype=torch.float32)
-        batch = stack(self.policy, self.rollouts, values)
+        batch = stack(self.policy, self.config, self.rollouts, values)
         columns = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
         return columns | {"index": torch.arange(len(values), device=batch.x0.device)}
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from world_r1 import algorithms
+from world_r1.camera import trajectory_for
 from world_r1.checkpoint import Snapshot
 from world_r1.config import Config, OptimizerConfig
 from world_r1.ema import EMA
@@ -81,7 +82,7 @@ class Trainer:
         size = self.config.optimizer.micro_batch
         for start in range(0, len(kept), size):
             part = kept[start : start + size]
-            batch = stack(self.policy, part, advantages[start : start + size])
+            batch = stack(self.policy, self.config, part, advantages[start : start + size])
             share = len(part) / len(kept)
             for loss in self.algorithm.losses(self.policy, batch):
                 if not bool(torch.isfinite(loss.value)):
@@ -132,7 +133,7 @@ def refuse_stale(rollouts: Sequence[Rollout], version: int, max_staleness: int) 
             )
 
 
-def stack(policy: Policy, rollouts: Sequence[Rollout], advantages: torch.Tensor) -> algorithms.Batch:
+def stack(policy: Policy, config: Config, rollouts: Sequence[Rollout], advantages: torch.Tensor) -> algorithms.Batch:
     """The micro-batch of some rollouts, on the policy's device. Every prompt is encoded on its own, as it was for sampling."""
 
     def tensor(name: str) -> torch.Tensor:
@@ -147,6 +148,7 @@ def stack(policy: Policy, rollouts: Sequence[Rollout], advantages: torch.Tensor)
         advantages=advantages.to(policy.device),
         condition=torch.cat([policy.encode([rollout.prompt.text]) for rollout in rollouts]),
         seeds=tuple(rollout.seed for rollout in rollouts),
+        trajectories=tuple(trajectory_for(rollout.prompt.text, config.video, config.camera) for rollout in rollouts),
     )
 
 

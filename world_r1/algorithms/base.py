@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from world_r1.policy import Policy
+from world_r1.types import Trajectory
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Batch:
     condition: torch.Tensor
     #: Per video (run seed, step, prompt, sample), for algorithms that draw noise in the update.
     seeds: tuple[tuple[int, int, int, int], ...]
+    #: Per video the commanded camera, which fixes the law of its noise; empty where no video has one.
+    trajectories: tuple[Trajectory | None, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from world_r1 import flow, rng
 from world_r1.algorithms.base import Batch, Loss, floats
 from world_r1.config import Config
+from world_r1.noise import initial_noise
 from world_r1.policy import Policy
 
 
@@ -66,14 +67,22 @@ class DiffusionNFT:
             self.old = {name: self.old[name].to(parameter.device) for name, parameter in parameters.items()}
 
     def _noised(self, batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Per noise level: sigma [B] (one stratum of (0, 1] each, shifted as the schedule is) and noise [B, C, t, h, w]."""
+        """Per noise level: sigma [B] (one stratum of (0, 1] each, shifted as the schedule is) and noise [B, C, t, h, w].
+
+        The noise has the law of x_T, warped by the commanded camera: the forward process must end where sampling starts.
+        """
         count, device = self.config.algorithm.nft_sigmas, batch.x0.device
-        sources = [rng.generator(*seed, "nft", self.updates) for seed in batch.seeds]
+        cameras = batch.trajectories or (None,) * len(batch.seeds)
+        shape = tuple(batch.x0.shape[1:])
         for j in range(count):
-            uniform = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in sources])
+            keys = [(*seed, "nft", self.updates, j) for seed in batch.seeds]
+            uniform = torch.stack([torch.rand((), generator=rng.generator(*key), dtype=torch.float64) for key in keys])
             sigma = flow.shifted((j + 1.0 - uniform) / count, self.config.flow.shift).float()
-            noise = torch.stack([torch.randn(batch.x0.shape[1:], generator=g) for g in sources])
-            yield sigma.to(device), noise.to(device)
+            drawn = [
+                initial_noise(camera, shape, self.config.noise, *key, device=device)  # type: ignore[arg-type]
+                for camera, key in zip(cameras, keys, strict=True)
+            ]
+            yield sigma.to(device), torch.stack(drawn).to(device)
 
     def _one(self, policy: Policy, batch: Batch, sigma: torch.Tensor, noise: torch.Tensor, count: int) -> Loss:
         settings = self.config.algorithm

@@ -19,7 +19,7 @@ from world_r1 import camera, noise
 from world_r1.blockworld import captions, data, model, scenes
 from world_r1.blockworld.muon import Muon
 from world_r1.blockworld.resume import load_state, save_state
-from world_r1.blockworld.stage import Options, Pace, write_metrics
+from world_r1.blockworld.stage import Options, Pace, read_metrics, write_metrics
 from world_r1.policies import wan_vae
 
 LEARNING_RATE = 1e-3
@@ -100,6 +100,7 @@ def train(options: Options, vae: nn.Module, cache: Cache) -> tuple[nn.Module, nn
         "held_out_loss": _held_out_loss(transformer, encoder, held, factors, options),
         "curve": curve,
         "steps": pace.step,
+        "earlier_steps": _earlier_steps(options.out) if options.warm else 0,
         "batch": options.batch,
     }
     write_metrics(options.out, "transformer", metrics | {"latents": len(cache.latents), "seconds": round(pace.elapsed, 1)})
@@ -113,6 +114,12 @@ def _load_weights(out: Path, models: dict[str, nn.Module]) -> None:
 
     for name, cls in (("transformer", WanTransformer3DModel), ("text_encoder", UMT5EncoderModel)):
         models[name].load_state_dict(cls.from_pretrained(out / name, torch_dtype=torch.float32).state_dict())
+
+
+def _earlier_steps(out: Path) -> int:
+    """Steps behind the weights that a warm start began with."""
+    known = read_metrics(out).get("transformer", {})
+    return int(known.get("steps", 0)) + int(known.get("earlier_steps", 0))
 
 
 def _clear(optimizers: Iterable[torch.optim.Optimizer]) -> None:
@@ -233,10 +240,10 @@ def build_cache(options: Options, vae: nn.Module, how: Options, count: int, pool
 
     tokenizer = model.build_tokenizer()
     render = data.Renderer(options.device)
-    stream = data.stream(how.batch, 50_000 + how.seed, how.workers)
     latents: list[torch.Tensor] = []
     tokens, command, videos, texts, facts = [], [], [], [], []
-    render(data.draw(how.batch, 50_000 + how.seed).scenes)  # compile before the clock starts
+    render(data.draw(how.batch, 50_000 + how.seed).scenes)  # compile before the clock starts, and before workers take the cores
+    stream = data.stream(how.batch, 50_000 + how.seed, how.workers)
     begin = time.monotonic()
     rng = random.Random(how.seed)
     while (done := len(latents) * how.batch) < count and (how.seconds is None or time.monotonic() - begin < how.seconds):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -95,10 +96,15 @@ class Pace:
 
 def write_metrics(out: Path, stage: str, metrics: dict[str, object]) -> None:
     """Merge one stage's figures into `metrics.json` of the output folder."""
-    path = out / "metrics.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(known | {stage: metrics}, indent=2) + "\n")
+    (out / "metrics.json").write_text(json.dumps(read_metrics(out) | {stage: metrics}, indent=2) + "\n")
     print(stage, json.dumps(metrics), flush=True)
+
+
+def read_metrics(out: Path) -> dict[str, Any]:
+    """Figures of the stages that have written theirs; empty for a new folder."""
+    path = out / "metrics.json"
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return known
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
