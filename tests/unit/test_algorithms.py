@@ -306,6 +306,8 @@ def test_nft_old_policy_is_a_slow_average() -> None:
 def test_nft_refuses_a_target_in_nats() -> None:
     with pytest.raises(ValueError, match="target_nats to null"):
         build(configure("diffusion_nft", kl={"target_nats": 3.0}))
+    with pytest.raises(ValueError, match="shared_in_group to false"):
+        build(parse({"algorithm": {"name": "diffusion_nft"}, "noise": {"shared_in_group": True}}))
 
 
 @pytest.mark.parametrize("name", list(ALGORITHMS))

@@ -42,6 +42,11 @@ class DiffusionNFT:
             raise ValueError(
                 "diffusion_nft has no transition density, so no KL in nats; set algorithm.kl.target_nats to null and kl.beta"
             )
+        if config.noise.shared_in_group:
+            raise ValueError(
+                "diffusion_nft samples without noise along the way, so a group that shares x_T would be one video over and over; "
+                "set noise.shared_in_group to false"
+            )
         self.config = config
         self.updates = 0
         #: The old policy's trained parameters by name, on the policy's device; empty before the first losses.

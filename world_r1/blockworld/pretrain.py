@@ -91,9 +91,9 @@ def write_card(directory: Path) -> None:
         "|---|---|---|---|",
         f"| vae | 3.6 M | {vae.get('steps')} steps of {vae.get('batch')} clips, {vae.get('seconds')} s | {vae.get('psnr_db')} dB PSNR, "
         f"10th percentile {vae.get('psnr_db_p10')} dB, {vae.get('clips')} clips |",
-        f"| transformer, text_encoder | 12.9 M + 1.3 M | {transformer.get('earlier_steps', 0)} + {transformer.get('steps')} steps of {transformer.get('batch')} clips on "
-        f"{transformer.get('latents')} encoded scenes, {transformer.get('seconds')} s | flow-matching loss "
-        f"{transformer.get('held_out_loss')} |",
+        f"| transformer, text_encoder | 12.9 M + 1.3 M | {transformer.get('earlier_steps', 0)} + {transformer.get('steps')} steps of "
+        f"{transformer.get('batch')} clips on {transformer.get('latents')} encoded scenes, {transformer.get('seconds')} s "
+        f"| flow-matching loss {transformer.get('held_out_loss')} |",
         f"| critic (reward) | {critic.get('parameters')} | {critic.get('steps')} steps, {critic.get('seconds')} s | mean AUC of quality "
         f"{_auc(critic, 'renders')} on renders, {_auc(critic, 'decoded')} decoded |",
         f"| evaluator (evaluation only) | {evaluator.get('parameters')} | {evaluator.get('steps')} steps, {evaluator.get('seconds')} s | "
