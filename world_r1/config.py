@@ -106,6 +106,9 @@ class FlowConfig(Strict):
     #: Noise level: a (flow_sde), multiplier of sigma (wan_sde), eta (cps).
     noise_level: float = Field(0.7, gt=0)
     window: WindowConfig = WindowConfig()
+    #: Largest factor on the guidance in training rollouts, for algorithms that learn from any sampler (diffusion_nft): the videos of a
+    #: group climb evenly from 1 to it, and the rewards say how much of the guided look is worth having without guidance. 1: none.
+    explore_guidance: float = Field(1.0, ge=1.0)
     #: Reduction of the Gaussian log-density over latent dimensions.
     log_prob: Literal["mean", "sum"] = "mean"
 
@@ -150,6 +153,8 @@ class AlgorithmConfig(Strict):
     #: DiffusionNFT: guidance strength beta, noise levels drawn per video, decay of the old policy.
     nft_beta: float = Field(1.0, gt=0)
     nft_sigmas: int = Field(2, ge=1)
+    #: Lowest noise level drawn, before the shift; high levels tell the videos of a group apart, low ones mostly draw variance.
+    nft_sigma_min: float = Field(0.0, ge=0, lt=1)
     nft_decay: float = Field(0.9, ge=0, lt=1)
 
 

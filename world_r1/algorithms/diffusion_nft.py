@@ -42,10 +42,10 @@ class DiffusionNFT:
             raise ValueError(
                 "diffusion_nft has no transition density, so no KL in nats; set algorithm.kl.target_nats to null and kl.beta"
             )
-        if config.noise.shared_in_group:
+        if config.noise.shared_in_group and config.flow.explore_guidance == 1.0:
             raise ValueError(
                 "diffusion_nft samples without noise along the way, so a group that shares x_T would be one video over and over; "
-                "set noise.shared_in_group to false"
+                "set noise.shared_in_group to false, or flow.explore_guidance above 1"
             )
         self.config = config
         self.updates = 0
@@ -72,17 +72,21 @@ class DiffusionNFT:
             self.old = {name: self.old[name].to(parameter.device) for name, parameter in parameters.items()}
 
     def _noised(self, batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Per noise level: sigma [B] (one stratum of (0, 1] each, shifted as the schedule is) and noise [B, C, t, h, w].
+        """Per noise level: sigma [B] (one stratum of (nft_sigma_min, 1] each, shifted as the schedule is) and noise [B, C, t, h, w].
 
-        The noise has the law of x_T, warped by the commanded camera: the forward process must end where sampling starts.
+        The noise has the law of x_T, warped by the commanded camera: the forward process must end where sampling starts. The videos
+        of a group share noise and level (common random numbers): their advantages sum to zero, so what the videos have in common
+        cancels in the gradient, and only what tells them apart is left.
         """
         count, device = self.config.algorithm.nft_sigmas, batch.x0.device
         cameras = batch.trajectories or (None,) * len(batch.seeds)
         shape = tuple(batch.x0.shape[1:])
+        lowest = self.config.algorithm.nft_sigma_min
         for j in range(count):
-            keys = [(*seed, "nft", self.updates, j) for seed in batch.seeds]
+            keys = [(*seed[:3], "nft", self.updates, j) for seed in batch.seeds]
             uniform = torch.stack([torch.rand((), generator=rng.generator(*key), dtype=torch.float64) for key in keys])
-            sigma = flow.shifted((j + 1.0 - uniform) / count, self.config.flow.shift).float()
+            position = lowest + (1.0 - lowest) * (j + 1.0 - uniform) / count
+            sigma = flow.shifted(position, self.config.flow.shift).float()
             drawn = [
                 initial_noise(camera, shape, self.config.noise, *key, device=device)  # type: ignore[arg-type]
                 for camera, key in zip(cameras, keys, strict=True)
