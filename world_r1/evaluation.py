@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 #: Called with (clips done, clips in all).
 Progress = Callable[[int, int], None]
+#: A held-out clip, uint8 [T, H, W, 3], or why there is none.
+Sampled = np.ndarray | Exception
 
 
 def heldout_prompts(config: Config) -> list[Prompt]:
@@ -58,20 +60,23 @@ def evaluate(
     *,
     workers: int | None = None,
     progress: Progress | None = None,
+    others: Sequence[Iterable[Sampled]] = (),
 ) -> dict[str, Any]:
     """Sample and measure one clip per held-out prompt; writes `out_dir` and returns the content of its `eval.json`.
 
     `state` (for example the moving average of the weights) is loaded for the duration and the policy's own weights are put back;
     None evaluates the policy as it is. The noise of clip i follows from `evaluation.seed` and i alone, so two evaluations of one
-    configuration pair. `workers` is the number of measuring processes, `evaluation.workers` if None. A clip whose sampling or
-    measurement fails is a row of missing values.
+    configuration pair. `workers` is the number of measuring processes, `evaluation.workers` if None. With n `others`, the policy
+    samples every (n + 1)-th prompt only, and source k of them `sampled(..., k + 1, n + 1)`. A clip whose sampling or measurement
+    fails is a row of missing values.
     """
     prompts = heldout_prompts(config)
     before = policy.state() if state is not None else None
     if state is not None:
         policy.load_state(state)
     try:
-        videos = _sampled(policy, config, prompts)
+        sources = [iter(source) for source in (sampled(policy, config, 0, len(others) + 1), *others)]
+        videos = (next(sources[i % len(sources)]) for i in range(len(prompts)))
         return _examined(videos, prompts, config, out_dir, workers=workers, progress=progress, device=policy.device)
     finally:
         if before is not None:
@@ -128,20 +133,20 @@ def evaluate_command(
     return result
 
 
-Sampled = np.ndarray | Exception
-
-
-def _sampled(policy: Policy, config: Config, prompts: Sequence[Prompt]) -> Iterable[Sampled]:
-    """Clips of all prompts, one batch at a time; a batch that fails gives its exception for each of its clips."""
+def sampled(policy: Policy, config: Config, part: int = 0, parts: int = 1) -> Iterable[Sampled]:
+    """Clips of the held-out prompts part, part + parts, ..., uint8 [T, H, W, 3], one batch at a time; a batch that fails gives its
+    exception for each of its clips."""
     from world_r1.sample import generate
 
+    prompts = heldout_prompts(config)
+    mine = range(part, len(prompts), parts)
     size = 1 if policy.device.type == "cpu" else 16
     steps = config.evaluation.steps or config.flow.steps
-    for start in range(0, len(prompts), size):
-        batch = prompts[start : start + size]
-        keys = [(config.evaluation.seed, start + i) for i in range(len(batch))]
+    for start in range(0, len(mine), size):
+        batch = mine[start : start + size]
+        keys = [(config.evaluation.seed, i) for i in batch]
         try:
-            yield from generate(policy, config, batch, keys, steps=steps)
+            yield from generate(policy, config, [prompts[i] for i in batch], keys, steps=steps)
         except (
             RuntimeError,
             ArithmeticError,

@@ -80,7 +80,8 @@ def test_evaluation_pairs_and_leaves_the_policy_as_it_was(config: Config, tmp_pa
     policy = Painter()
     one = evaluation.evaluate(policy, config, None, tmp_path / "one")  # type: ignore[arg-type]
     two = evaluation.evaluate(policy, config, {"drift": np.array([2.0])}, tmp_path / "two")  # type: ignore[arg-type]
-    again = evaluation.evaluate(policy, config, None, tmp_path / "again")  # type: ignore[arg-type]
+    part = evaluation.sampled(Painter(), config, 1, 2)  # type: ignore[arg-type]
+    again = evaluation.evaluate(policy, config, None, tmp_path / "again", others=[part])  # type: ignore[arg-type]
     assert policy.drift[0] == 1.0
     assert [row["id"] for row in one["rows"]] == [row["id"] for row in two["rows"]]
     values = lambda result: [row["values"] for row in result["rows"]]  # noqa: E731

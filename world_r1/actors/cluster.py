@@ -151,8 +151,10 @@ class Cluster:
         return step
 
     def evaluate(self, directory: Path, what: str, progress: Callable[[int, int], None]) -> Any:
-        """Held-out evaluation by the learner's process; see `Learner.evaluate`. Raises `Interrupted` if the run is to stop."""
-        stream = self.learner.evaluate.options(num_returns="streaming").remote(str(directory.resolve()), what)
+        """Held-out evaluation by learner and samplers; see `Learner.evaluate`. Raises `Interrupted` if the run is to stop."""
+        stream = self.learner.evaluate.options(num_returns="streaming").remote(
+            str(directory.resolve()), what, [sampler for sampler in self.samplers if sampler is not self.learner]
+        )
         for item in stream:
             report = self._get("evaluating", item)
             if not isinstance(report, tuple):

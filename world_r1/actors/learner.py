@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import ray
 
 from world_r1.actors.sampler import Receipt, Sampler, limit_threads
 from world_r1.config import Config
@@ -56,10 +58,11 @@ class Learner:
         self.trainer.restore(snapshot)
         return snapshot.step
 
-    def evaluate(self, directory: str, what: str) -> Iterator[Any]:
+    def evaluate(self, directory: str, what: str, samplers: Sequence[Any] = ()) -> Iterator[Any]:
         """Held-out evaluation of "base" (the weights as they are), "average" (the averaged ones) or "reference" (renders, round trips).
 
-        Yields (clips done, clips in all) while it works, then the result of the function in `world_r1.evaluation`.
+        `samplers`, actors with a policy of their own, sample their share of the clips. Yields (clips done, clips in all) while it
+        works, then the result of the function in `world_r1.evaluation`.
         """
         from world_r1 import evaluation
 
@@ -68,7 +71,15 @@ class Learner:
             return
         average = {name: value.cpu().numpy() for name, value in self.trainer.average.average.items()}
         state = average if what == "average" else None
-        yield from progressing(lambda report: evaluation.evaluate(self.policy, self.config, state, directory, progress=report))
+        shared = ray.put(state)
+        parts = [
+            sampler.heldout.options(num_returns="streaming").remote(k, len(samplers) + 1, shared)
+            for k, sampler in enumerate(samplers, 1)
+        ]
+        others = [map(ray.get, part) for part in parts]
+        yield from progressing(
+            lambda report: evaluation.evaluate(self.policy, self.config, state, directory, progress=report, others=others)
+        )
 
     def export(self, directory: str) -> str:
         """Write the averaged weights for inference (`--lora`), in diffusers layout."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,20 @@ class Sampler:
         sampled = sample_group(self.policy, self.config, prompt, step, group, self.version)
         ids = tuple(rollout.id for rollout in sampled.rollouts)
         return Receipt(group, ids, self.version, time.perf_counter() - start), sampled.rollouts, sampled.clips
+
+    def heldout(self, part: int, parts: int, state: Mapping[str, Any] | None) -> Iterator[Any]:
+        """This process's share of a held-out evaluation, clip by clip (see `world_r1.evaluation.sampled`), with the weights `state`."""
+        from world_r1 import evaluation
+
+        before = self.policy.state() if state is not None else None
+        if state is not None:
+            self.policy.load_state(state)
+        try:
+            for clip in evaluation.sampled(self.policy, self.config, part, parts):
+                yield clip  # noqa: UP028  Ray drives a generator by `send`, which `yield from` would hand down to an array
+        finally:
+            if before is not None:
+                self.policy.load_state(before)
 
 
 def limit_threads(threads: int) -> None:

@@ -27,7 +27,7 @@ class DiffusionNFT:
     where w = mean |x0_hat - x_0| is a constant to the gradient (self-normalisation over noise levels). r = 1/2 + A / (2 clip)
     for an advantage A in [-clip, clip]: at v = v_old the gradient is A times that of plain flow matching, whatever b and clip
     are, which is why the loss carries clip / b. Rollouts come from the current weights, which v_old follows with decay
-    min(nft_decay, (1 + n) / (10 + n)) after n updates.
+    min(nft_decay, (1 + n) / (10 + n)) after n updates; with decay 0 it is the present policy and costs no forward pass of its own.
 
     KL option: `kl.beta` times the squared velocity difference to the base model, averaged over dimensions. There is no transition
     density and hence no total in nats: `kl.target_nats` is refused.
@@ -97,13 +97,17 @@ class DiffusionNFT:
         settings = self.config.algorithm
         level = sigma.reshape(-1, *[1] * (noise.dim() - 1))
         x = torch.lerp(batch.x0, noise, level)
-        with torch.no_grad(), self._old_weights(policy):
-            old = policy.velocity(x, sigma, batch.condition)
-        base = None
+        old = base = None
+        if settings.nft_decay > 0:
+            with torch.no_grad(), self._old_weights(policy):
+                old = policy.velocity(x, sigma, batch.condition)
         if settings.kl.beta > 0:
             with torch.no_grad(), policy.reference():
                 base = policy.velocity(x, sigma, batch.condition)
-        change = policy.velocity(x, sigma, batch.condition) - old
+        velocity = policy.velocity(x, sigma, batch.condition)
+        if old is None:
+            old = velocity.detach()
+        change = velocity - old
         residual = x - level * old - batch.x0  # of the old policy's x_0 prediction
         move = level * settings.nft_beta * change
         clip = settings.advantage.clip
