@@ -64,8 +64,9 @@ class Sampler:
         if state is not None:
             self.policy.load_state(state)
         try:
-            for clip in evaluation.sampled(self.policy, self.config, part, parts):
-                yield clip  # noqa: UP028  Ray drives a generator by `send`, which `yield from` would hand down to an array
+            # Ray drives a generator by `send`, which `yield from` would hand down to an array.
+            for clip in evaluation.sampled(self.policy, self.config, part, parts):  # noqa: UP028
+                yield clip
         finally:
             if before is not None:
                 self.policy.load_state(before)
