@@ -1,0 +1,7 @@
+"""Pyramid sparse attention: every key block at the resolution it deserves, none dropped. `reference.py` is the specification."""
+
+from world_r1_kernels.pyramid_attention.api import pyramid_attention, pyramid_attention_varlen
+from world_r1_kernels.pyramid_attention.plan import Plan, dense_plan
+from world_r1_kernels.pyramid_attention.select import PyramidConfig, make_plan
+
+__all__ = ["Plan", "PyramidConfig", "dense_plan", "make_plan", "pyramid_attention", "pyramid_attention_varlen"]

@@ -1,0 +1,301 @@
+"""Launches of the Triton kernels: shapes, buffers, settings. Called by `operator` with checked arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from world_r1_kernels.pyramid_attention import triton as kernels
+from world_r1_kernels.pyramid_attention import triton_backward as backward_kernels
+from world_r1_kernels.pyramid_attention.plan import Plan
+from world_r1_kernels.pyramid_attention.tuning import BackwardSettings, ForwardSettings
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Everything about shapes that the kernels take. Rows of the pooled buffer: [2s | 4s | 8s | rest] of one head."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    n_q: int
+    n_k: int
+    width: int
+    block: int
+    rest: int
+    sizes: tuple[int, ...]
+    bnhd: bool
+
+    @classmethod
+    def of(cls, q: torch.Tensor, k: torch.Tensor, plan: Plan, bnhd: bool) -> Geometry:
+        """Geometry of q and k in the given layout under a plan."""
+        heads_at, tokens_at = (2, 1) if bnhd else (1, 2)
+        return cls(
+            q.shape[0], q.shape[heads_at], k.shape[heads_at], q.shape[tokens_at], k.shape[tokens_at], q.shape[3],
+            plan.block, plan.rest, tuple(plan.sizes), bnhd,
+        )  # fmt: skip
+
+    @property
+    def group(self) -> int:
+        """Query heads per key head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def nq(self) -> int:
+        """Query blocks."""
+        return -(-self.n_q // self.block)
+
+    @property
+    def nk(self) -> int:
+        """Key blocks."""
+        return -(-self.n_k // self.block)
+
+    @property
+    def bases(self) -> tuple[int, int, int, int]:
+        """First row of levels 2, 4, 8 and of the rest tokens in the pooled buffer."""
+        starts, at = [], 0
+        for size in (2, 4, 8):
+            starts.append(at)
+            at += self.nk * self.block // size if size in self.sizes else 0
+        return starts[0], starts[1], starts[2], at
+
+    @property
+    def rows(self) -> int:
+        """Rows of the pooled buffer per head."""
+        return self.bases[3] + self.nk * self.block // self.rest
+
+    @property
+    def pyramid(self) -> bool:
+        """Whether any level between 1 and the rest may occur."""
+        return len(self.sizes) > 1
+
+    def matrix(self, x: torch.Tensor) -> torch.Tensor:
+        """x [B, H, N, D] or [B, N, H, D], contiguous, as the kernels' matrix."""
+        return x.view(-1, x.shape[2] * x.shape[3]) if self.bnhd else x.view(-1, x.shape[3])
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """Pooled keys and values [B, Hkv, rows, D], log2 counts and covariance traces [B, Hkv, rows] float32."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    bias: torch.Tensor
+    variance: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Key blocks of every query block by level [B, H, nq, nk] and how many of each level [B, H, nq, 4], int32."""
+
+    blocks: torch.Tensor
+    counts: torch.Tensor
+
+
+def power_of_two(n: int) -> int:
+    """Smallest power of two that is at least max(n, 2)."""
+    return 1 << max(1, (n - 1).bit_length())
+
+
+def pool(k: torch.Tensor, v: torch.Tensor, lengths: torch.Tensor | None, g: Geometry) -> Pyramid:
+    """All pooled levels that `g.sizes` names, and the rest tokens."""
+    shape = (g.batch, g.kv_heads, g.rows)
+    pyramid = Pyramid(
+        k.new_empty(*shape, g.width),
+        v.new_empty(*shape, g.width),
+        k.new_empty(shape, dtype=torch.float32),
+        k.new_empty(shape, dtype=torch.float32),
+    )
+    kernels.pool_kernel[(g.nk, g.kv_heads, g.batch)](
+        k, v, pyramid.keys, pyramid.values, pyramid.bias, pyramid.variance, k if lengths is None else lengths,
+        g.kv_heads, g.n_k, g.nk, g.rows, *g.bases,
+        D=g.width, BK=g.block, REST=g.rest, L2=2 in g.sizes, L4=4 in g.sizes, L8=8 in g.sizes, BNHD=g.bnhd, VARLEN=lengths is not None,
+        num_warps=8,
+    )  # fmt: skip
+    return pyramid
+
+
+def lists(levels: torch.Tensor, lengths: torch.Tensor | None, causal: bool, g: Geometry) -> Lists:
+    """The plan's map as lists, for the forward and dQ kernels."""
+    blocks = torch.empty(levels.shape, dtype=torch.int32, device=levels.device)
+    counts = torch.empty(*levels.shape[:3], 4, dtype=torch.int32, device=levels.device)
+    kernels.lists_kernel[(g.nq, g.heads, g.batch)](
+        levels, blocks, counts, levels if lengths is None else lengths, g.heads, g.nq, g.nk, g.n_k,
+        BK=g.block, WIDTH=power_of_two(g.nk), CAUSAL=causal, VARLEN=lengths is not None, num_warps=1,
+    )  # fmt: skip
+    return Lists(blocks, counts)
+
+
+def transpose(levels: torch.Tensor, size: int, per_tile: int, g: Geometry) -> tuple[torch.Tensor, torch.Tensor]:
+    """Query blocks [B, H, tiles, nq] that see, at level `size`, any of `per_tile` consecutive key blocks, and their counts."""
+    tiles = -(-g.nk // per_tile)
+    blocks = torch.empty(g.batch, g.heads, tiles, g.nq, dtype=torch.int32, device=levels.device)
+    counts = torch.empty(g.batch, g.heads, tiles, dtype=torch.int32, device=levels.device)
+    kernels.transpose_kernel[(tiles, g.heads, g.batch)](
+        levels, blocks, counts, g.heads, g.nq, g.nk, tiles, size, per_tile, WIDTH=power_of_two(g.nq), PER=per_tile, num_warps=1
+    )
+    return blocks, counts
+
+
+def descriptor(x: torch.Tensor, rows: int, g: Geometry) -> TensorDescriptor:
+    """Descriptor of tiles of `rows` tokens of one head."""
+    matrix = g.matrix(x)
+    return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, g.width])
+
+
+def forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: Plan,
+    scale: float,
+    settings: ForwardSettings,
+    bnhd: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output like q, and log-sum-exp [B, H, Nq] float32. q, k, v contiguous."""
+    g = Geometry.of(q, k, plan, bnhd)
+    pyramid = pool(k, v, plan.lengths, g)
+    listed = lists(plan.levels, plan.lengths, plan.causal, g)
+    out = torch.empty_like(q)
+    lse = torch.empty(g.batch, g.heads, g.n_q, dtype=torch.float32, device=q.device)
+    attend(q, k, v, plan, pyramid, listed, out, lse, scale, settings, g)
+    return out, lse
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: Plan,
+    pyramid: Pyramid,
+    listed: Lists,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    scale: float,
+    settings: ForwardSettings,
+    g: Geometry,
+) -> None:
+    """The attention kernel alone, into `out` and `lse`: one launch, or two with `settings.split`."""
+    s = settings
+    tile, pooled_tile = min(s.tile, g.block), min(s.pooled_tile, max(16, g.nk * g.block // g.rest))
+    pooled = [p.view(-1, g.width) for p in (pyramid.keys, pyramid.values)]
+    if s.tma:
+        descriptors = [descriptor(k, tile, g), descriptor(v, tile, g)]
+        descriptors += [TensorDescriptor(p, list(p.shape), list(p.stride()), [pooled_tile, g.width]) for p in pooled]
+    else:
+        descriptors = [k, v, *pooled]
+    part = (
+        (torch.empty(*lse.shape, g.width, dtype=torch.float32, device=q.device), torch.empty_like(lse)) if s.split else (out, lse)
+    )
+    rows = min(s.rows, g.block)
+    for phase in (1, 2) if s.split else (0,):
+        kernels.forward_kernel[(g.nq * (g.block // rows), g.heads, g.batch)](
+            *descriptors, q, k, v, pyramid.keys, pyramid.values, pyramid.bias, pyramid.variance,
+            plan.levels, listed.blocks, listed.counts, plan.levels if plan.lengths is None else plan.lengths, out, lse, *part,
+            scale, g.heads, g.group, g.n_q, g.n_k, g.nq, g.nk, g.rows, *g.bases,
+            D=g.width, BK=g.block, BM=rows, TN=tile, TP=pooled_tile, REST=g.rest, PYRAMID=g.pyramid, **_parts(plan, g),
+            VARLEN=plan.lengths is not None, BNHD=g.bnhd, TMA=s.tma, STAGES=s.stages, SPECIALISE=s.specialise and phase != 2,
+            PHASE=phase, num_warps=s.warps,
+        )  # fmt: skip
+
+
+def _parts(plan: Plan, g: Geometry) -> dict[str, bool]:
+    """Which parts of the operator a plan needs."""
+    return {
+        "RESTS": plan.has_rest,
+        "EVERYWHERE": plan.everywhere,
+        "CORRECT": plan.correction == "isotropic",
+        "CAUSAL": plan.causal,
+        "EDGE": plan.causal or plan.lengths is not None or g.n_k % g.block != 0,
+    }
+
+
+def backward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    grad_out: torch.Tensor,
+    grad_lse: torch.Tensor | None,
+    plan: Plan,
+    scale: float,
+    settings: BackwardSettings,
+    bnhd: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of q, k and v. Pools and lists again rather than keeping them: they are small to compute and large to keep."""
+    g = Geometry.of(q, k, plan, bnhd)
+    pyramid = pool(k, v, plan.lengths, g)
+    listed = lists(plan.levels, plan.lengths, plan.causal, g)
+    delta = torch.empty_like(lse)
+    backward_kernels.delta_kernel[(g.nq, g.heads, g.batch)](
+        out, grad_out, delta if grad_lse is None else grad_lse, delta, g.heads, g.n_q,
+        D=g.width, BM=g.block, BNHD=g.bnhd, LSE_GRAD=grad_lse is not None, num_warps=4,
+    )  # fmt: skip
+    lengths = plan.levels if plan.lengths is None else plan.lengths
+    sources = (q, k, v, grad_out, pyramid.keys, pyramid.values, pyramid.bias, pyramid.variance, lse, delta, plan.levels)
+    shapes = (scale, g.heads, g.group, g.n_q, g.n_k, g.nq, g.nk, g.rows)
+    flags = dict(_parts(plan, g), VARLEN=plan.lengths is not None, BNHD=g.bnhd, D=g.width, BK=g.block)
+    grad_q = torch.empty_like(q)
+    rows = min(settings.q_rows, g.block)
+    backward_kernels.grad_q_kernel[(g.nq * (g.block // rows), g.heads, g.batch)](
+        *sources, listed.blocks, listed.counts, lengths, grad_q, *shapes, *g.bases,
+        **flags, BM=rows, TN=min(settings.q_tile, g.block), TP=min(settings.q_tile, max(16, g.nk * g.block // g.rest)), REST=g.rest,
+        PYRAMID=g.pyramid, STAGES=settings.stages, num_warps=settings.q_warps,
+    )  # fmt: skip
+    pooled = _backward_pooled(sources, shapes, flags, lengths, plan, settings, g)
+    grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
+    blocks, counts = transpose(plan.levels, 1, 1, g)
+    tile = min(settings.k_rows, g.block)
+    flags.pop("RESTS"), flags.pop("EVERYWHERE"), flags.pop("CORRECT"), flags.pop("EDGE")
+    backward_kernels.grad_kv_kernel[(g.nk * (g.block // tile), g.kv_heads, g.batch)](
+        *sources, blocks, counts, lengths, *pooled, grad_k, grad_v, *shapes, *g.bases,
+        **flags, KT=tile, QT=min(settings.k_tile, g.block), REST=g.rest if plan.has_rest else 0,
+        L2=2 in g.sizes, L4=4 in g.sizes, L8=8 in g.sizes, CORRECT=plan.correction == "isotropic",
+        STAGES=settings.stages, num_warps=settings.k_warps,
+    )  # fmt: skip
+    return grad_q, grad_k, grad_v
+
+
+def _backward_pooled(
+    sources: tuple[torch.Tensor, ...],
+    shapes: tuple[float | int, ...],
+    flags: dict[str, bool | int],
+    lengths: torch.Tensor,
+    plan: Plan,
+    settings: BackwardSettings,
+    g: Geometry,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of the pooled keys, values and variances, float32, in the pooled buffer's rows.
+
+    Rest tokens are seen by every query block, so their sum over query blocks is split and reduced in a fixed order; no atomics.
+    """
+    new = {"dtype": torch.float32, "device": sources[0].device}
+    shape = (g.batch, g.kv_heads, g.rows)
+    keys, values, variance = torch.empty(*shape, g.width, **new), torch.empty(*shape, g.width, **new), torch.empty(shape, **new)
+    common = {name: flags[name] for name in ("CORRECT", "EVERYWHERE", "CAUSAL", "VARLEN", "BNHD", "D", "BK")}
+    common |= {"QT": min(settings.pooled_tile, g.block), "STAGES": settings.stages, "num_warps": settings.pooled_warps}
+    half = g.block // 2
+    for size, base in zip((2, 4, 8), g.bases, strict=False):
+        if size in g.sizes:
+            blocks, counts = transpose(plan.levels, size, size // 2, g)
+            count = g.nk * g.block // size
+            backward_kernels.grad_pooled_kernel[(blocks.shape[2], g.kv_heads, g.batch)](
+                *sources, blocks, counts, lengths, keys, values, variance, *shapes, base, count, g.rows, 0, 1,
+                **common, SIZE=size, TP=half, DENSE=False,
+            )  # fmt: skip
+    if plan.has_rest:
+        count = g.nk * g.block // g.rest
+        tile = min(settings.rest_tile, max(16, count))
+        tiles = -(-count // tile)
+        splits = max(1, min(settings.splits, g.nq))
+        parts = [torch.empty(splits, g.batch, g.kv_heads, count, *x, **new) for x in ((g.width,), (g.width,), ())]
+        backward_kernels.grad_pooled_kernel[(tiles * splits, g.kv_heads, g.batch)](
+            *sources, plan.levels, plan.levels, lengths, *parts, *shapes, g.bases[3], count, count, tiles, splits,
+            **common, SIZE=g.rest, TP=tile, DENSE=True,
+        )  # fmt: skip
+        for total, part in zip((keys, values, variance), parts, strict=True):
+            torch.sum(part, 0, out=total[:, :, g.bases[3] :])
+    return keys, values, variance

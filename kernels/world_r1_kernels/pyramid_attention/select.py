@@ -1,0 +1,312 @@
+"""Choosing a plan: how much attention each key block gets from each query block, and at which resolution it is worth seeing.
+
+Deterministic: no random numbers, ties go to the lower block. Nothing here carries gradients.
+
+Importance. Queries are pooled to eight representatives a block, keys to groups of eight tokens; the softmax over all key groups (with log
+count and variance correction, as in the operator itself) is summed over the groups of a key block and averaged over the representatives of
+a query block. The result m_ij estimates the share of attention mass that query block i gives to key block j; a row sums to one. It costs
+1/256 of dense attention at blocks of 128.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from world_r1_kernels.pyramid_attention.plan import CORRECTIONS, PYRAMID, Plan, blocks
+from world_r1_kernels.pyramid_attention.reference import pool
+
+ALLOCATIONS = ("budget", "quota", "top_p")
+
+
+@dataclass(frozen=True)
+class PyramidConfig:
+    """How plans are drawn. ValueError for a setting that makes no sense."""
+
+    density: float = 0.10
+    """Share of dense attention's query-key pairs, in (0, 1]; rest tokens and forced blocks are part of it. Exact per head for "budget",
+    an upper bound for "quota", unused by "top_p"."""
+    allocation: str = "budget"
+    """"budget": one threshold per head, so that rows with more to see get more and the head's total is exact; "quota": the same number of
+    blocks for every row; "top_p": the smallest set of blocks that holds `top_p` of the mass, per row."""
+    levels: tuple[int, ...] = (1,)
+    """Resolutions that a selected block may have, of 1, 2, 4, 8; 1 must be among them."""
+    shares: Mapping[int, float] = field(default_factory=dict)
+    """"quota" with several levels: share of the selection's cost that each level gets; default: equal shares."""
+    top_p: Mapping[int, float] = field(default_factory=lambda: {1: 0.9})
+    """"top_p": cumulated mass up to which blocks get each level, rising with the level."""
+    max_blocks: float = 1.0
+    """"top_p": at most this share of a row's blocks is selected."""
+    min_blocks: int = 1
+    """Every row sees at least so many blocks at level 1."""
+    rest: int | None = None
+    """Tokens behind one key of an unselected block: a power of two from 16 up; None: the block; 0: unselected blocks are dropped."""
+    correction: str = "isotropic"
+    similarity: Mapping[int, float] = field(default_factory=dict)
+    """Per level 2, 4, 8: least mean of |mean k|^2 / mean |k|^2 over a block's groups for the block to be pooled that far."""
+    dense: tuple[tuple[int, int], ...] = ()
+    """Token ranges [start, end), negative counted from the end, that see everything and are seen by everyone, token by token (text)."""
+    causal: bool = False
+    block: int = 128
+
+    def __post_init__(self) -> None:
+        if not 0 < self.density <= 1:
+            raise ValueError(f"density is a share of dense attention in (0, 1], got {self.density}")
+        if self.allocation not in ALLOCATIONS:
+            raise ValueError(f"allocation is one of {', '.join(ALLOCATIONS)}, got {self.allocation!r}")
+        if self.correction not in CORRECTIONS:
+            raise ValueError(f"correction is one of {', '.join(CORRECTIONS)}, got {self.correction!r}")
+        if 1 not in self.levels or not set(self.levels) <= set(PYRAMID):
+            raise ValueError(f"levels are of {PYRAMID} and 1 is among them, got {self.levels}")
+        if not set(self.similarity) <= {2, 4, 8}:
+            raise ValueError(f"similarity has thresholds for levels 2, 4 and 8, got {dict(self.similarity)}")
+        if self.allocation == "top_p":
+            bounds = [self.top_p.get(level) for level in sorted(self.levels)]
+            if None in bounds or bounds != sorted(bounds) or not all(0 < b <= 1 for b in bounds):  # type: ignore[type-var,operator]
+                raise ValueError(
+                    f"top_p needs one bound in (0, 1] for each of levels {self.levels}, rising; got {dict(self.top_p)}"
+                )
+
+
+@torch.no_grad()
+def make_plan(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    config: PyramidConfig,
+    *,
+    scale: float | None = None,
+    lengths: torch.Tensor | None = None,
+) -> Plan:
+    """Plan for q [B, H, Nq, D] and k [B, Hkv, Nk, D] under `config`; `lengths` int [B] are the true lengths of a padded batch.
+
+    Pure PyTorch, the specification of the selection kernels. ValueError for a causal plan with unequal lengths and for bad ranges.
+    """
+    if lengths is not None:
+        return _join(
+            [_draw(q[b : b + 1, :, :n], k[b : b + 1, :, :n], config, scale) for b, n in enumerate(lengths.tolist())], q, lengths
+        )
+    return _draw(q, k, config, scale)
+
+
+def _join(plans: list[Plan], q: torch.Tensor, lengths: torch.Tensor) -> Plan:
+    nq = blocks(q.shape[2], plans[0].block)
+    levels = torch.zeros(len(plans), q.shape[1], nq, nq, dtype=torch.uint8, device=q.device)
+    for b, plan in enumerate(plans):
+        levels[b, :, : plan.levels.shape[2], : plan.levels.shape[3]] = plan.levels[0]
+    first = plans[0]
+    cost = sum(p.estimator_cost for p in plans) / len(plans)
+    length = q.shape[2]
+    return replace(first, levels=levels, q_length=length, k_length=length, lengths=lengths.int().to(q.device), estimator_cost=cost)
+
+
+def _draw(q: torch.Tensor, k: torch.Tensor, config: PyramidConfig, scale: float | None) -> Plan:
+    n_q, n_k = q.shape[2], k.shape[2]
+    if config.causal and n_q != n_k:
+        raise ValueError(f"a causal plan needs as many queries as keys, got {n_q} and {n_k}")
+    rest = config.block if not config.rest else config.rest
+    mass = importance(q, k, config.block, scale, causal=config.causal)
+    visible, forced = _masks(config, n_q, n_k, mass.device)
+    mass = mass.masked_fill(~visible, 0)
+    forced = forced.expand_as(mass).clone()
+    forced |= _top(mass.masked_fill(forced, -1), config.min_blocks) & visible
+    tokens = block_tokens(n_k, config.block, mass.device)
+    options = {level: -(-tokens // level) for level in sorted(config.levels)}
+    options[rest] = -(-tokens // rest) if config.rest != 0 else torch.zeros_like(tokens)
+    allowed = _caps(k, config, q.shape[1] // k.shape[1])
+    if config.allocation == "budget":
+        levels = _budget(mass, forced, visible, options, allowed, k, q.shape[1] // k.shape[1], config, n_q)
+    else:
+        levels = _ranked(mass, forced, visible, options, allowed, config, rest)
+    levels = torch.where(forced, 1, levels)
+    if config.rest == 0:
+        levels = torch.where(levels == rest, 0, levels)
+    levels = torch.where(visible, levels, 0).to(torch.uint8)
+    cost = 0.5 * min(n_q, 8 * blocks(n_q, config.block)) * (-(-n_k // 8)) / (n_q * n_k)
+    sizes = tuple(sorted(config.levels))
+    return Plan(levels, n_q, n_k, config.block, rest, sizes, config.rest != 0, False, config.correction, config.causal, None, cost)
+
+
+def importance(
+    q: torch.Tensor, k: torch.Tensor, block: int = 128, scale: float | None = None, *, causal: bool = False
+) -> torch.Tensor:
+    """float32 [B, H, nq, nk]: estimated share of each query block's attention mass on each key block; rows sum to 1."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    group = q.shape[1] // k.shape[1]
+    part = block // 8
+    pq, pk = pool(q.float(), part), pool(k.float(), 8)
+    square = pool(
+        q.float().square().sum(-1, keepdim=True), part
+    ).mean  # mean |q|^2, not |mean q|^2: the correction is of the tokens
+    log_count = pk.count.float().log()
+    keys, spread = pk.mean.repeat_interleave(group, 1), pk.variance.sum(-1).repeat_interleave(group, 1)
+    c = scale**2 / (2 * q.shape[-1]) * square * spread[:, :, None, :]
+    logits = scale * pq.mean @ keys.transpose(-1, -2) + log_count + torch.minimum(c, log_count)
+    if causal:
+        of_q = torch.arange(logits.shape[2], device=q.device) // 8
+        of_k = torch.arange(logits.shape[3], device=q.device) * 8 // block
+        logits = logits.masked_fill(of_k > of_q[:, None], -math.inf)
+    nq, nk = blocks(q.shape[2], block), blocks(k.shape[2], block)
+    p = torch.softmax(logits, -1)
+    p = torch.nn.functional.pad(p, (0, nk * part - p.shape[-1])).unflatten(-1, (nk, part)).sum(-1)
+    weighted = torch.nn.functional.pad(p * pq.count[:, None], (0, 0, 0, nq * 8 - p.shape[-2])).unflatten(-2, (nq, 8)).sum(-2)
+    return weighted / block_tokens(q.shape[2], block, q.device)[:, None]
+
+
+def block_tokens(length: int, block: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """int64 [n]: tokens in each block of a sequence."""
+    return (length - torch.arange(0, blocks(length, block) * block, block, device=device)).clamp(max=block)
+
+
+def _masks(config: PyramidConfig, n_q: int, n_k: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bool [nq, nk] each: what may be seen, and what must be seen token by token."""
+    nq, nk = blocks(n_q, config.block), blocks(n_k, config.block)
+    visible = torch.ones(nq, nk, dtype=torch.bool, device=device)
+    forced = torch.zeros_like(visible)
+    for start, end in config.dense:
+        for forced_part, length in ((forced, n_q), (forced.T, n_k)):
+            first, last = (x + length if x < 0 else x for x in (start, end if end != 0 else length))
+            if not 0 <= first < last <= length:
+                raise ValueError(f"dense range {(start, end)} lies outside the {length} tokens")
+            forced_part[first // config.block : blocks(last, config.block)] = True
+    if config.causal:
+        visible = torch.tril(visible)
+        forced |= torch.eye(nq, dtype=torch.bool, device=device)
+    return visible, forced & visible
+
+
+def _top(score: torch.Tensor, count: int) -> torch.Tensor:
+    """Bool like score [..., n]: the `count` largest entries of each row, ties to the lower index."""
+    return _rank(score) < count
+
+
+def _rank(score: torch.Tensor) -> torch.Tensor:
+    """int64 like score: place of each entry in its row's descending order, ties by index."""
+    order = torch.sort(score, dim=-1, descending=True, stable=True).indices
+    return torch.empty_like(order).scatter_(-1, order, torch.arange(score.shape[-1], device=score.device).expand_as(order))
+
+
+def _caps(k: torch.Tensor, config: PyramidConfig, group: int) -> dict[int, torch.Tensor]:
+    """Per level a bool [B, H, 1, nk]: whether a block's keys are similar enough to be pooled that far."""
+    allowed = {}
+    for level, threshold in config.similarity.items():
+        pooled = pool(k.float(), level)
+        square = pooled.mean.square().sum(-1)
+        similarity = square / (square + pooled.variance.sum(-1)).clamp(min=1e-30)
+        mean = pool(similarity[..., None], config.block // level).mean[..., 0]
+        allowed[level] = (mean >= threshold).repeat_interleave(group, 1)[:, :, None]
+    return allowed
+
+
+def _ranked(
+    mass: torch.Tensor,
+    forced: torch.Tensor,
+    visible: torch.Tensor,
+    options: dict[int, torch.Tensor],
+    allowed: dict[int, torch.Tensor],
+    config: PyramidConfig,
+    rest: int,
+) -> torch.Tensor:
+    """int64 [B, H, nq, nk] for "quota" and "top_p": blocks in order of mass, each level a stretch of that order."""
+    ranked = mass.masked_fill(forced, 2).masked_fill(~visible, -1)
+    order = torch.sort(ranked, dim=-1, descending=True, stable=True).indices
+    selected = sorted(config.levels)
+    if config.allocation == "top_p":
+        sorted_mass = mass.gather(-1, order)
+        before = sorted_mass.cumsum(-1) - sorted_mass
+        total = mass.sum(-1, keepdim=True)
+        level = torch.full_like(order, rest)
+        for size in reversed(selected):
+            level = torch.where(before < config.top_p[size] * total, size, level)
+        limit = math.ceil(config.max_blocks * mass.shape[-1])
+        level = torch.where(torch.arange(mass.shape[-1], device=mass.device) < limit, level, rest)
+    else:
+        level = _quota_levels(order, visible, options, config, rest)
+    levels = torch.empty_like(level).scatter_(-1, order, level)
+    for size in (8, 4, 2):
+        if size in allowed:  # a block that is not similar enough goes down one level, which may forbid it again
+            levels = torch.where((levels == size) & ~allowed[size], max(s for s in selected if s < size), levels)
+    return levels
+
+
+def _quota_levels(
+    order: torch.Tensor, visible: torch.Tensor, options: dict[int, torch.Tensor], config: PyramidConfig, rest: int
+) -> torch.Tensor:
+    """Level of each place in a row's order: as many blocks as the row's budget pays for, the largest masses at the finest level."""
+    selected = sorted(config.levels)
+    row_cost = config.density * (visible * options[1]).sum(-1)
+    base = (visible * options[rest]).sum(-1)
+    budget = (row_cost - base).clamp(min=0)
+    shares = {size: config.shares.get(size, 1 / len(selected)) for size in selected}
+    level = torch.full_like(order, rest)
+    start = torch.zeros_like(budget)
+    places = torch.arange(order.shape[-1], device=order.device)
+    for size in selected:
+        extra = max(1.0, config.block / size - (0 if config.rest == 0 else config.block / rest))
+        end = start + torch.floor(budget * shares[size] / extra + 1e-9)
+        level = torch.where((places >= start[:, None]) & (places < end[:, None]), size, level)
+        start = end
+    return level
+
+
+def _budget(
+    mass: torch.Tensor,
+    forced: torch.Tensor,
+    visible: torch.Tensor,
+    options: dict[int, torch.Tensor],
+    allowed: dict[int, torch.Tensor],
+    k: torch.Tensor,
+    group: int,
+    config: PyramidConfig,
+    n_q: int,
+) -> torch.Tensor:
+    """int64 [B, H, nq, nk] for "budget": minimise the sum of m^2 e + lambda * cost, lambda per head such that the cost is the budget.
+
+    e_j(level) is the variance of block j's keys that pooling to `level` hides: what a mean cannot represent. Squares, because the errors
+    of different blocks add as independent ones.
+    """
+    sizes = sorted(options)
+    queries = block_tokens(n_q, config.block, mass.device)
+    cost = torch.stack([options[size] for size in sizes])  # [L, nk] keys
+    hidden = torch.stack([_hidden(k, size, config.block, group) for size in sizes])  # [L, B, H, nk]
+    weight = mass.double().square() * queries[:, None]
+    distortion = weight * hidden.double()[:, :, :, None]  # [L, B, H, nq, nk]
+    for i, size in enumerate(sizes):
+        if size in allowed:
+            distortion[i].masked_fill_(~allowed[size], math.inf)
+    pairs = (cost[:, None] * queries[:, None]).double()[:, None, None]  # [L, 1, 1, nq, nk]: query-key pairs
+    open_ = visible & ~forced
+    dense_pairs = (visible * pairs[0, 0, 0]).sum()
+    budget = (config.density * dense_pairs - (forced * pairs[0]).sum((-1, -2))).clamp(min=0)  # [B, H]
+
+    def choose(multiplier: torch.Tensor) -> torch.Tensor:
+        return (distortion + multiplier[..., None, None] * pairs).argmin(0)
+
+    def spent(choice: torch.Tensor) -> torch.Tensor:
+        return (pairs.expand_as(distortion).gather(0, choice[None])[0] * open_).sum((-1, -2))
+
+    low = torch.zeros_like(budget)
+    high = (distortion[torch.isfinite(distortion)].max() + 1).expand_as(budget).clone()
+    for _ in range(60):
+        middle = torch.where(low > 0, (low * high).sqrt(), high * 1e-12)
+        over = spent(choose(middle)) > budget
+        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+    coarse, fine = choose(high), choose(low)
+    left = budget - spent(coarse)  # what is left goes, in block order, to the blocks that stand on the threshold
+    step = (
+        (pairs.expand_as(distortion).gather(0, fine[None]) - pairs.expand_as(distortion).gather(0, coarse[None]))[0] * open_
+    ).flatten(2)
+    take = (step > 0) & (step.clamp(min=0).cumsum(-1) <= left[..., None])
+    return torch.tensor(sizes, device=mass.device)[torch.where(take.view_as(coarse), fine, coarse)]
+
+
+def _hidden(k: torch.Tensor, size: int, block: int, group: int) -> torch.Tensor:
+    """float32 [B, H, nk]: mean variance of the keys within groups of `size`, per block."""
+    if size == 1:
+        variance = torch.zeros(*k.shape[:2], blocks(k.shape[2], block), device=k.device)
+    else:
+        within = pool(k.float(), size).variance.sum(-1, keepdim=True)
+        variance = within[..., 0] if size == block else pool(within, block // size).mean[..., 0]
+    return variance.repeat_interleave(group, 1)

@@ -1,0 +1,324 @@
+# mypy: allow-untyped-defs
+"""Pyramid attention in Triton: pooling, block lists, forward. Triton and torch only; `operator` registers the result with torch.
+
+All tensors are two-dimensional to the kernels: row `origin(b, h) + token`, column `column(h) + channel`, which covers (B, H, N, D) and
+(B, N, H, D) alike and is what the tensor memory accelerator addresses. The pooled keys of one head are one buffer [2s | 4s | 8s | rest]
+of rows, with log2 of the group's count and the trace of its covariance beside it.
+
+The forward of a query block has four parts: the full blocks, where the work is, without bias or mask; its rest tokens (contiguous, masked
+by the plan); blocks at levels 2, 4, 8 (gathered in tiles of half a block); the short last block or the causal diagonal (one masked step).
+The full blocks may run as their own kernel (`split`), whose only loop can then be warp specialised.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+#: Finite stand-in for the running maximum of an empty row: -inf - -inf would be NaN.
+EMPTY = tl.constexpr(-1.0e30)
+
+
+@triton.jit
+def origin(b, h, heads, length, D: tl.constexpr, BNHD: tl.constexpr):
+    """First row and column of head h of sequence b."""
+    if BNHD:
+        return b * length, h * D
+    return (b * heads + h) * length, h * 0
+
+
+@triton.jit
+def _halve(x, ROWS: tl.constexpr, D: tl.constexpr):
+    return tl.sum(tl.reshape(x, [ROWS // 2, 2, D]), 1)
+
+
+@triton.jit
+def _halve_row(x, ROWS: tl.constexpr):
+    return tl.sum(tl.reshape(x, [ROWS // 2, 2]), 1)
+
+
+@triton.jit
+def _store_level(ks, vs, squares, KP, VP, BIAS, VAR, row, first, n, SIZE: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr):
+    """Write means, log2 counts and variances of ROWS groups of SIZE tokens, given their sums; the first group starts at token `first`."""
+    g = tl.arange(0, ROWS)
+    d = tl.arange(0, D)
+    count = tl.minimum(tl.maximum(n - first - g * SIZE, 0), SIZE)
+    inverse = 1.0 / tl.maximum(count, 1).to(tl.float32)
+    mean = ks * inverse[:, None]
+    at = (row + g).to(tl.int64)
+    tl.store(KP + at[:, None] * D + d[None, :], mean.to(KP.dtype.element_ty))
+    tl.store(VP + at[:, None] * D + d[None, :], (vs * inverse[:, None]).to(VP.dtype.element_ty))
+    variance = tl.maximum(squares * inverse - tl.sum(mean * mean, 1), 0.0)
+    tl.store(VAR + at, variance)
+    tl.store(BIAS + at, tl.where(count > 0, tl.math.log2(tl.maximum(count, 1).to(tl.float32)), -float("inf")))
+
+
+@triton.jit
+def pool_kernel(
+    K, V, KP, VP, BIAS, VAR, LENGTHS, heads, length, nk, rows, base2, base4, base8, base_rest,
+    D: tl.constexpr, BK: tl.constexpr, REST: tl.constexpr,
+    L2: tl.constexpr, L4: tl.constexpr, L8: tl.constexpr, BNHD: tl.constexpr, VARLEN: tl.constexpr,
+):  # fmt: skip
+    """One program a key block: every level's means, counts and variances from one read of K and V."""
+    j, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    n = tl.load(LENGTHS + b) if VARLEN else length
+    row0, col0 = origin(b, h, heads, length, D, BNHD)
+    ld = heads * D if BNHD else D
+    t = j * BK + tl.arange(0, BK)
+    at = (row0 + t).to(tl.int64)[:, None] * ld + col0 + tl.arange(0, D)[None, :]
+    k = tl.load(K + at, mask=t[:, None] < n, other=0.0).to(tl.float32)
+    v = tl.load(V + at, mask=t[:, None] < n, other=0.0).to(tl.float32)
+    s = tl.sum(k * k, 1)
+    base = (b * heads + h) * rows
+    first = j * BK
+    k, v, s = _halve(k, BK, D), _halve(v, BK, D), _halve_row(s, BK)
+    if L2:
+        _store_level(k, v, s, KP, VP, BIAS, VAR, base + base2 + j * (BK // 2), first, n, 2, BK // 2, D)
+    k, v, s = _halve(k, BK // 2, D), _halve(v, BK // 2, D), _halve_row(s, BK // 2)
+    if L4:
+        _store_level(k, v, s, KP, VP, BIAS, VAR, base + base4 + j * (BK // 4), first, n, 4, BK // 4, D)
+    k, v, s = _halve(k, BK // 4, D), _halve(v, BK // 4, D), _halve_row(s, BK // 4)
+    if L8:
+        _store_level(k, v, s, KP, VP, BIAS, VAR, base + base8 + j * (BK // 8), first, n, 8, BK // 8, D)
+    k, v, s = _halve(k, BK // 8, D), _halve(v, BK // 8, D), _halve_row(s, BK // 8)
+    if REST >= 32:
+        k, v, s = _halve(k, BK // 16, D), _halve(v, BK // 16, D), _halve_row(s, BK // 16)
+    if REST >= 64:
+        k, v, s = _halve(k, BK // 32, D), _halve(v, BK // 32, D), _halve_row(s, BK // 32)
+    if REST >= 128:
+        k, v, s = _halve(k, BK // 64, D), _halve(v, BK // 64, D), _halve_row(s, BK // 64)
+    _store_level(k, v, s, KP, VP, BIAS, VAR, base + base_rest + j * (BK // REST), first, n, REST, BK // REST, D)
+
+
+@triton.jit
+def lists_kernel(
+    LEVELS, LIST, COUNT, LENGTHS, heads, nq, nk, length,
+    BK: tl.constexpr, WIDTH: tl.constexpr, CAUSAL: tl.constexpr, VARLEN: tl.constexpr,
+):  # fmt: skip
+    """One program a query block: its key blocks by ascending level, within a level by address, and how many of each.
+
+    What the masked step handles (the short last block, the causal diagonal) is not among the full blocks.
+    """
+    i, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    n = tl.load(LENGTHS + b) if VARLEN else length
+    j = tl.arange(0, WIDTH)
+    row = ((b * heads + h) * nq + i).to(tl.int64)
+    level = tl.load(LEVELS + row * nk + j, mask=j < nk, other=0).to(tl.int32)
+    edge = (j == i) if CAUSAL else ((j + 1) * BK > n)
+    start = tl.zeros([], tl.int32)
+    for e in tl.static_range(4):
+        on = (level == (1 << e)) & (j * BK < n)
+        if e == 0:
+            on = on & (edge == 0)
+        place = tl.cumsum(on.to(tl.int32), 0) - 1
+        tl.store(LIST + row * nk + start + place, j, mask=on)
+        total = tl.sum(on.to(tl.int32), 0)
+        tl.store(COUNT + row * 4 + e, total)
+        start += total
+
+
+@triton.jit
+def transpose_kernel(
+    LEVELS, LIST, COUNT, heads, nq, nk, tiles, size, per_tile,
+    WIDTH: tl.constexpr, PER: tl.constexpr,
+):  # fmt: skip
+    """One program a tile of `per_tile` key blocks: the query blocks that see any of them at level `size`, ascending."""
+    t, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    i = tl.arange(0, WIDTH)
+    base = LEVELS + (b * heads + h).to(tl.int64) * nq * nk
+    on = tl.zeros([WIDTH], tl.int32)
+    for p in tl.static_range(PER):
+        j = t * per_tile + p
+        level = tl.load(base + i.to(tl.int64) * nk + j, mask=(i < nq) & (j < nk), other=0).to(tl.int32)
+        on = on | (level == size).to(tl.int32)
+    row = ((b * heads + h) * tiles + t).to(tl.int64)
+    tl.store(LIST + row * nq + tl.cumsum(on, 0) - 1, i, mask=on > 0)
+    tl.store(COUNT + row, tl.sum(on, 0))
+
+
+@triton.jit
+def _update(s, v, m, norm, acc):
+    """Online softmax: logits s in log2 units, masked ones -inf."""
+    top = tl.maximum(m, tl.max(s, 1))
+    p = tl.math.exp2(s - top[:, None])
+    shrink = tl.math.exp2(m - top)
+    acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None])
+    return top, norm * shrink + tl.sum(p, 1), acc
+
+
+@triton.jit
+def correct(s, bias, variance, square, CORRECT: tl.constexpr):
+    """Pooled logits in log2 units: plus log2 count, plus the variance correction, which is at most the log count."""
+    s = s + bias[None, :]
+    if CORRECT:
+        s = s + tl.minimum(square[:, None] * variance[None, :], bias[None, :])
+    return s
+
+
+@triton.jit
+def pooled_rows(t, n2, n4, n8, LIST, base2, base4, base8, BK: tl.constexpr, TP: tl.constexpr):
+    """Rows [TP] in the pooled buffer of the t-th tile of blocks at levels 2, 4, 8, and which of them are real.
+
+    A tile has half a block's rows: one block at level 2, two at level 4, four at level 8. LIST points at the first block at level 2.
+    """
+    t4 = n2 + (n4 + 1) // 2
+    four, eight = (t >= n2) & (t < t4), t >= t4
+    size = tl.where(eight, 8, tl.where(four, 4, 2))
+    base = tl.where(eight, base8, tl.where(four, base4, base2))
+    entries = tl.where(eight, n8, tl.where(four, n4, n2))
+    start = tl.where(eight, n2 + n4, tl.where(four, n2, 0))
+    tile = t - tl.where(eight, t4, tl.where(four, n2, 0))
+    r = tl.arange(0, TP)
+    per = BK // size
+    entry = tile * (size // 2) + r // per
+    real = entry < entries
+    j = tl.load(LIST + start + entry, mask=real, other=0)
+    return base + j * per + r % per, real
+
+
+@triton.jit
+def _full_blocks(
+    q, m, norm, acc, k_desc, v_desc, K, V, blocks, number, step, k_row, k_col, k_ld,
+    D: tl.constexpr, BK: tl.constexpr, TN: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, SPECIALISE: tl.constexpr,
+):  # fmt: skip
+    """The blocks seen token by token: `number` of them, listed at `blocks`."""
+    d = tl.arange(0, D)
+    SPLIT: tl.constexpr = BK // TN
+    for t in tl.range(0, number * SPLIT, num_stages=STAGES, warp_specialize=SPECIALISE):
+        c = tl.load(blocks + t // SPLIT) * BK + (t % SPLIT) * TN
+        if TMA:
+            k = k_desc.load([k_row + c, k_col])
+        else:
+            at = (k_row + c + tl.arange(0, TN)).to(tl.int64)[:, None] * k_ld + k_col + d[None, :]
+            k = tl.load(K + at)
+        s = tl.dot(q, k.T)
+        top = tl.maximum(m, tl.max(s, 1) * step)
+        p = tl.math.exp2(s * step - top[:, None])
+        shrink = tl.math.exp2(m - top)
+        norm = norm * shrink + tl.sum(p, 1)
+        acc = acc * shrink[:, None]
+        if TMA:
+            v = v_desc.load([k_row + c, k_col])
+        else:
+            v = tl.load(V + at)
+        acc = tl.dot(p.to(v.dtype), v, acc)
+        m = top
+    return m, norm, acc
+
+
+@triton.jit
+def _other_parts(
+    q, m, norm, acc, r_desc, rv_desc, K, V, KP, VP, BIAS, VAR, LEVELS, LIST, COUNT, scale, i, m_of, last, row, nk, pooled,
+    k_row, k_col, k_ld, base2, base4, base8, base_rest,
+    D: tl.constexpr, BK: tl.constexpr, TN: tl.constexpr, TP: tl.constexpr, REST: tl.constexpr,
+    PYRAMID: tl.constexpr, RESTS: tl.constexpr, EVERYWHERE: tl.constexpr, CORRECT: tl.constexpr, CAUSAL: tl.constexpr,
+    EDGE: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Rest tokens, blocks at levels 2, 4, 8, and the short last block or the causal diagonal."""
+    d = tl.arange(0, D)
+    step = scale * LOG2E
+    square = tl.sum(q.to(tl.float32) * q.to(tl.float32), 1) * (scale * scale / (2 * D) * LOG2E)
+    if RESTS:
+        groups = i * (BK // REST) if CAUSAL else tl.cdiv(last, REST)
+        for t in tl.range(0, tl.cdiv(groups, TP), num_stages=STAGES):
+            r = t * TP + tl.arange(0, TP)
+            keep = r < groups
+            at = pooled + base_rest + r
+            if not EVERYWHERE:
+                keep = keep & (tl.load(LEVELS + row * nk + r * REST // BK, mask=keep, other=0) == REST)
+            if TMA:
+                k = r_desc.load([pooled + base_rest + t * TP, 0])
+                v = rv_desc.load([pooled + base_rest + t * TP, 0])
+            else:
+                k = tl.load(KP + at.to(tl.int64)[:, None] * D + d[None, :], mask=keep[:, None], other=0.0)
+                v = tl.load(VP + at.to(tl.int64)[:, None] * D + d[None, :], mask=keep[:, None], other=0.0)
+            bias = tl.load(BIAS + at, mask=keep, other=0.0)
+            s = correct(tl.dot(q, k.T) * step, bias, tl.load(VAR + at, mask=keep, other=0.0), square, CORRECT)
+            m, norm, acc = _update(tl.where(keep[None, :], s, -float("inf")), v, m, norm, acc)
+    if PYRAMID:
+        n2, n4, n8 = tl.load(COUNT + row * 4 + 1), tl.load(COUNT + row * 4 + 2), tl.load(COUNT + row * 4 + 3)
+        for t in tl.range(0, n2 + (n4 + 1) // 2 + (n8 + 3) // 4, num_stages=STAGES):
+            r, real = pooled_rows(t, n2, n4, n8, LIST + row * nk + tl.load(COUNT + row * 4), base2, base4, base8, BK, BK // 2)
+            at = (pooled + r).to(tl.int64)
+            k = tl.load(KP + at[:, None] * D + d[None, :], mask=real[:, None], other=0.0)
+            v = tl.load(VP + at[:, None] * D + d[None, :], mask=real[:, None], other=0.0)
+            bias = tl.load(BIAS + at, mask=real, other=-float("inf"))
+            s = correct(tl.dot(q, k.T) * step, bias, tl.load(VAR + at, mask=real, other=0.0), square, CORRECT)
+            m, norm, acc = _update(s, v, m, norm, acc)
+    if EDGE:
+        j = i if CAUSAL else (last - 1) // BK
+        if (tl.load(LEVELS + row * nk + tl.minimum(j, nk - 1)) == 1) & ((j + 1) * BK > last or CAUSAL):
+            for half in tl.range(0, BK // TN):
+                c = j * BK + half * TN + tl.arange(0, TN)
+                at = (k_row + c).to(tl.int64)[:, None] * k_ld + k_col + d[None, :]
+                k = tl.load(K + at, mask=c[:, None] < last, other=0.0)
+                v = tl.load(V + at, mask=c[:, None] < last, other=0.0)
+                seen = (c < last)[None, :] & ((c[None, :] <= m_of[:, None]) if CAUSAL else (m_of >= 0)[:, None])
+                m, norm, acc = _update(tl.where(seen, tl.dot(q, k.T) * step, -float("inf")), v, m, norm, acc)
+    return m, norm, acc
+
+
+@triton.jit
+def forward_kernel(
+    k_desc, v_desc, r_desc, rv_desc, Q, K, V, KP, VP, BIAS, VAR, LEVELS, LIST, COUNT, LENGTHS, OUT, LSE, PART, PART_LSE,
+    scale, heads, group, n_q, n_k, nq, nk, rows, base2, base4, base8, base_rest,
+    D: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, TN: tl.constexpr, TP: tl.constexpr, REST: tl.constexpr,
+    PYRAMID: tl.constexpr, RESTS: tl.constexpr, EVERYWHERE: tl.constexpr, CORRECT: tl.constexpr, CAUSAL: tl.constexpr,
+    EDGE: tl.constexpr, VARLEN: tl.constexpr, BNHD: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, SPECIALISE: tl.constexpr,
+    PHASE: tl.constexpr,
+):  # fmt: skip
+    """PHASE 0: everything. 1: the full blocks, into PART (float32) and PART_LSE. 2: the other parts, starting from those."""
+    pid, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    i = pid // (BK // BM)
+    kv = h // group
+    kv_heads = heads // group
+    last = tl.load(LENGTHS + b) if VARLEN else n_k
+    last_q = tl.load(LENGTHS + b) if VARLEN else n_q
+    q_row, q_col = origin(b, h, heads, n_q, D, BNHD)
+    k_row, k_col = origin(b, kv, kv_heads, n_k, D, BNHD)
+    q_ld = heads * D if BNHD else D
+    k_ld = kv_heads * D if BNHD else D
+    m_of = pid * BM + tl.arange(0, BM)
+    d = tl.arange(0, D)
+    row = ((b * heads + h) * nq + i).to(tl.int64)
+    n1 = tl.load(COUNT + row * 4)
+    if SPECIALISE:  # the warp specialiser splits this load between its consumers, which it can for a descriptor made here only
+        q_rows = tl.num_programs(2) * n_q * (1 if BNHD else heads)
+        q = tl.make_tensor_descriptor(Q, [q_rows, q_ld], [q_ld, 1], [BM, D]).load([q_row + pid * BM, q_col])
+    else:
+        q = tl.load(Q + (q_row + m_of).to(tl.int64)[:, None] * q_ld + q_col + d[None, :], mask=m_of[:, None] < last_q, other=0.0)
+    stat = (b * heads + h).to(tl.int64) * n_q + m_of
+    if PHASE == 2:  # the full blocks' output is a running state like any other, with everything at its log-sum-exp
+        m = tl.load(PART_LSE + stat, mask=m_of < n_q, other=-float("inf")) * LOG2E
+        norm = tl.where(m > EMPTY, 1.0, 0.0)
+        m = tl.maximum(m, EMPTY)
+        acc = tl.load(PART + stat[:, None] * D + d[None, :], mask=m_of[:, None] < n_q, other=0.0)
+    else:
+        m = tl.full([BM], EMPTY, tl.float32)
+        norm = tl.zeros([BM], tl.float32)
+        acc = tl.zeros([BM, D], tl.float32)
+    pooled = (b * kv_heads + kv) * rows
+    if PHASE != 1:
+        m, norm, acc = _other_parts(
+            q, m, norm, acc, r_desc, rv_desc, K, V, KP, VP, BIAS, VAR, LEVELS, LIST, COUNT, scale, i, m_of, last, row, nk, pooled,
+            k_row, k_col, k_ld, base2, base4, base8, base_rest,
+            D, BK, TN, TP, REST, PYRAMID, RESTS, EVERYWHERE, CORRECT, CAUSAL, EDGE, TMA, STAGES,
+        )  # fmt: skip
+    if PHASE != 2:
+        m, norm, acc = _full_blocks(
+            q, m, norm, acc, k_desc, v_desc, K, V, LIST + row * nk, n1, scale * LOG2E, k_row, k_col, k_ld,
+            D, BK, TN, TMA, STAGES, SPECIALISE,
+        )  # fmt: skip
+    lse = tl.where(norm > 0, (m + tl.math.log2(tl.where(norm > 0, norm, 1.0))) / LOG2E, -float("inf"))
+    out = acc / tl.where(norm > 0, norm, 1.0)[:, None]
+    inside = m_of < last_q
+    out = tl.where(inside[:, None], out, 0.0)
+    lse = tl.where(inside, lse, -float("inf"))
+    if PHASE == 1:
+        tl.store(PART + stat[:, None] * D + d[None, :], out, mask=m_of[:, None] < n_q)
+        tl.store(PART_LSE + stat, lse, mask=m_of < n_q)
+    else:
+        at = (q_row + m_of).to(tl.int64)[:, None] * q_ld + q_col + d[None, :]
+        tl.store(OUT + at, out.to(OUT.dtype.element_ty), mask=m_of[:, None] < n_q)
+        tl.store(LSE + stat, lse, mask=m_of < n_q)

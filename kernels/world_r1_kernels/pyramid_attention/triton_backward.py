@@ -1,0 +1,300 @@
+# mypy: allow-untyped-defs
+"""Backward of pyramid attention in Triton: dQ by the plan's lists, dK and dV by the transposed ones. No atomics: bitwise repeatable.
+
+With P the softmax weights, dP = dO V', delta = rowsum(dO O) - dLSE and dS = P (dP - delta), the gradients of a pooled logit
+s = a q.mean_g + log n + min(c, log n), c = a^2/(2D) |q|^2 var_g, are
+
+    dq       = a sum_g dS_g mean_g + (a^2/D) (sum_g [c < log n] dS_g var_g) q
+    dmean_g  = a sum_i dS_ig q_i
+    dvar_g   = a^2/(2D) sum_i [c < log n] dS_ig |q_i|^2
+    dk_t     = dmean_g / n + dvar_g 2 (k_t - mean_g) / n          for the tokens t of group g
+    dv_t     = (sum_i P_ig dO_i) / n
+
+The last two are added while a key block's own gradient is still in registers, so the pyramid costs no pass of its own.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from world_r1_kernels.pyramid_attention.triton import EMPTY, LOG2E, correct, origin, pooled_rows
+
+
+@triton.jit
+def delta_kernel(
+    OUT, GRAD, GRAD_LSE, DELTA, heads, n_q,
+    D: tl.constexpr, BM: tl.constexpr, BNHD: tl.constexpr, LSE_GRAD: tl.constexpr,
+):  # fmt: skip
+    """rowsum(dO O) - dLSE per query."""
+    i, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    row, col = origin(b, h, heads, n_q, D, BNHD)
+    ld = heads * D if BNHD else D
+    m_of = i * BM + tl.arange(0, BM)
+    at = (row + m_of).to(tl.int64)[:, None] * ld + col + tl.arange(0, D)[None, :]
+    inside = m_of < n_q
+    out = tl.load(OUT + at, mask=inside[:, None], other=0.0).to(tl.float32)
+    grad = tl.load(GRAD + at, mask=inside[:, None], other=0.0).to(tl.float32)
+    stat = (b * heads + h).to(tl.int64) * n_q + m_of
+    delta = tl.sum(out * grad, 1)
+    if LSE_GRAD:
+        delta -= tl.load(GRAD_LSE + stat, mask=inside, other=0.0)
+    tl.store(DELTA + stat, delta, mask=inside)
+
+
+@triton.jit
+def _log2_sum(LSE, at, inside):
+    """Log-sum-exp in log2 units; rows that saw nothing get +1e30, which makes every weight of theirs 0."""
+    lse = tl.load(LSE + at, mask=inside, other=-float("inf"))
+    return tl.where(lse > EMPTY, lse * LOG2E, -EMPTY)
+
+
+@triton.jit
+def grad_q_kernel(
+    Q, K, V, GRAD, KP, VP, BIAS, VAR, LSE, DELTA, LEVELS, LIST, COUNT, LENGTHS, GRAD_Q,
+    scale, heads, group, n_q, n_k, nq, nk, rows, base2, base4, base8, base_rest,
+    D: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, TN: tl.constexpr, TP: tl.constexpr, REST: tl.constexpr,
+    PYRAMID: tl.constexpr, RESTS: tl.constexpr, EVERYWHERE: tl.constexpr, CORRECT: tl.constexpr, CAUSAL: tl.constexpr,
+    EDGE: tl.constexpr, VARLEN: tl.constexpr, BNHD: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """One program a tile of BM queries; the four parts of the forward, in its order."""
+    pid, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    i = pid // (BK // BM)
+    kv, kv_heads = h // group, heads // group
+    last = tl.load(LENGTHS + b) if VARLEN else n_k
+    last_q = tl.load(LENGTHS + b) if VARLEN else n_q
+    q_row, q_col = origin(b, h, heads, n_q, D, BNHD)
+    k_row, k_col = origin(b, kv, kv_heads, n_k, D, BNHD)
+    q_ld = heads * D if BNHD else D
+    k_ld = kv_heads * D if BNHD else D
+    m_of = pid * BM + tl.arange(0, BM)
+    d = tl.arange(0, D)
+    inside = m_of < last_q
+    q_at = (q_row + m_of).to(tl.int64)[:, None] * q_ld + q_col + d[None, :]
+    q = tl.load(Q + q_at, mask=inside[:, None], other=0.0)
+    grad = tl.load(GRAD + q_at, mask=inside[:, None], other=0.0)
+    stat = (b * heads + h).to(tl.int64) * n_q + m_of
+    lse = _log2_sum(LSE, stat, inside)
+    delta = tl.load(DELTA + stat, mask=inside, other=0.0)
+    step = scale * LOG2E
+    square = tl.sum(q.to(tl.float32) * q.to(tl.float32), 1) * (scale * scale / (2 * D) * LOG2E)
+    row = ((b * heads + h) * nq + i).to(tl.int64)
+    pooled = (b * kv_heads + kv) * rows
+    dq = tl.zeros([BM, D], tl.float32)
+    spread = tl.zeros([BM], tl.float32)
+    n1 = tl.load(COUNT + row * 4)
+    if RESTS:
+        groups = i * (BK // REST) if CAUSAL else tl.cdiv(last, REST)
+        for t in tl.range(0, tl.cdiv(groups, TP), num_stages=STAGES):
+            r = t * TP + tl.arange(0, TP)
+            keep = r < groups
+            at = pooled + base_rest + r
+            if not EVERYWHERE:
+                keep = keep & (tl.load(LEVELS + row * nk + r * REST // BK, mask=keep, other=0) == REST)
+            k = tl.load(KP + at.to(tl.int64)[:, None] * D + d[None, :], mask=keep[:, None], other=0.0)
+            v = tl.load(VP + at.to(tl.int64)[:, None] * D + d[None, :], mask=keep[:, None], other=0.0)
+            bias = tl.load(BIAS + at, mask=keep, other=0.0)
+            variance = tl.load(VAR + at, mask=keep, other=0.0)
+            s = correct(tl.dot(q, k.T) * step, bias, variance, square, CORRECT)
+            p = tl.where(keep[None, :], tl.math.exp2(s - lse[:, None]), 0.0)
+            ds = p * (tl.dot(grad, v.T) - delta[:, None])
+            dq = tl.dot(ds.to(k.dtype), k, dq)
+            if CORRECT:
+                free = square[:, None] * variance[None, :] < bias[None, :]
+                spread += tl.sum(tl.where(free, ds * variance[None, :], 0.0), 1)
+    if PYRAMID:
+        n2, n4, n8 = tl.load(COUNT + row * 4 + 1), tl.load(COUNT + row * 4 + 2), tl.load(COUNT + row * 4 + 3)
+        for t in tl.range(0, n2 + (n4 + 1) // 2 + (n8 + 3) // 4, num_stages=STAGES):
+            r, real = pooled_rows(t, n2, n4, n8, LIST + row * nk + n1, base2, base4, base8, BK, BK // 2)
+            at = (pooled + r).to(tl.int64)
+            k = tl.load(KP + at[:, None] * D + d[None, :], mask=real[:, None], other=0.0)
+            v = tl.load(VP + at[:, None] * D + d[None, :], mask=real[:, None], other=0.0)
+            bias = tl.load(BIAS + at, mask=real, other=-float("inf"))
+            variance = tl.load(VAR + at, mask=real, other=0.0)
+            s = correct(tl.dot(q, k.T) * step, bias, variance, square, CORRECT)
+            p = tl.math.exp2(s - lse[:, None])
+            ds = p * (tl.dot(grad, v.T) - delta[:, None])
+            dq = tl.dot(ds.to(k.dtype), k, dq)
+            if CORRECT:
+                free = square[:, None] * variance[None, :] < bias[None, :]
+                spread += tl.sum(tl.where(free, ds * variance[None, :], 0.0), 1)
+    if EDGE:
+        j = i if CAUSAL else (last - 1) // BK
+        if (tl.load(LEVELS + row * nk + tl.minimum(j, nk - 1)) == 1) & ((j + 1) * BK > last or CAUSAL):
+            for part in tl.range(0, BK // TN):
+                c = j * BK + part * TN + tl.arange(0, TN)
+                at = (k_row + c).to(tl.int64)[:, None] * k_ld + k_col + d[None, :]
+                k = tl.load(K + at, mask=c[:, None] < last, other=0.0)
+                v = tl.load(V + at, mask=c[:, None] < last, other=0.0)
+                seen = (c < last)[None, :] & ((c[None, :] <= m_of[:, None]) if CAUSAL else (m_of >= 0)[:, None])
+                p = tl.where(seen, tl.math.exp2(tl.dot(q, k.T) * step - lse[:, None]), 0.0)
+                ds = p * (tl.dot(grad, v.T) - delta[:, None])
+                dq = tl.dot(ds.to(k.dtype), k, dq)
+    SPLIT: tl.constexpr = BK // TN
+    for t in tl.range(0, n1 * SPLIT, num_stages=STAGES):
+        c = tl.load(LIST + row * nk + t // SPLIT) * BK + (t % SPLIT) * TN + tl.arange(0, TN)
+        at = (k_row + c).to(tl.int64)[:, None] * k_ld + k_col + d[None, :]
+        k = tl.load(K + at)
+        v = tl.load(V + at)
+        p = tl.math.exp2(tl.dot(q, k.T) * step - lse[:, None])
+        ds = p * (tl.dot(grad, v.T) - delta[:, None])
+        dq = tl.dot(ds.to(k.dtype), k, dq)
+    dq = dq * scale
+    if CORRECT:
+        dq += (spread * (scale * scale / D))[:, None] * q.to(tl.float32)
+    tl.store(GRAD_Q + q_at, dq.to(GRAD_Q.dtype.element_ty), mask=m_of[:, None] < n_q)
+
+
+@triton.jit
+def grad_pooled_kernel(
+    Q, K, V, GRAD, KP, VP, BIAS, VAR, LSE, DELTA, LEVELS, LIST, COUNT, LENGTHS, GRAD_K, GRAD_V, GRAD_VAR,
+    scale, heads, group, n_q, n_k, nq, nk, rows, base, count, out_rows, tiles, splits,
+    D: tl.constexpr, BK: tl.constexpr, TP: tl.constexpr, QT: tl.constexpr, SIZE: tl.constexpr, DENSE: tl.constexpr,
+    CORRECT: tl.constexpr, EVERYWHERE: tl.constexpr, CAUSAL: tl.constexpr, VARLEN: tl.constexpr, BNHD: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """One program TP pooled keys of one level; with DENSE, and one of `splits` stretches of the query blocks."""
+    pid, kv, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    tile = pid % tiles if DENSE else pid
+    split = pid // tiles if DENSE else 0
+    kv_heads = heads // group
+    last_q = tl.load(LENGTHS + b) if VARLEN else n_q
+    d = tl.arange(0, D)
+    r = tile * TP + tl.arange(0, TP)
+    valid = r < count
+    at = ((b * kv_heads + kv) * rows + base + r).to(tl.int64)
+    k = tl.load(KP + at[:, None] * D + d[None, :], mask=valid[:, None], other=0.0)
+    v = tl.load(VP + at[:, None] * D + d[None, :], mask=valid[:, None], other=0.0)
+    bias = tl.load(BIAS + at, mask=valid, other=-float("inf"))
+    variance = tl.load(VAR + at, mask=valid, other=0.0)
+    block = r * SIZE // BK
+    step = scale * LOG2E
+    unit = scale * scale / (2 * D)
+    dk = tl.zeros([TP, D], tl.float32)
+    dv = tl.zeros([TP, D], tl.float32)
+    dvar = tl.zeros([TP], tl.float32)
+    SPLIT: tl.constexpr = BK // QT
+    for member in tl.range(0, group):
+        h = kv * group + member
+        if DENSE:
+            per = tl.cdiv(nq, splits)
+            first = split * per
+            number = tl.maximum(tl.minimum(nq, first + per) - first, 0)
+        else:
+            first = 0
+            number = tl.load(COUNT + (b * heads + h) * tl.cdiv(count, TP) + tile)
+        listed = LIST + ((b * heads + h) * tl.cdiv(count, TP) + tile).to(tl.int64) * nq
+        q_row, q_col = origin(b, h, heads, n_q, D, BNHD)
+        q_ld = heads * D if BNHD else D
+        for t in tl.range(0, number * SPLIT, num_stages=STAGES):
+            i = first + t // SPLIT if DENSE else tl.load(listed + t // SPLIT)
+            m_of = i * BK + (t % SPLIT) * QT + tl.arange(0, QT)
+            inside = m_of < last_q
+            keep = valid & (bias > EMPTY)
+            if not EVERYWHERE:
+                level = tl.load(LEVELS + ((b * heads + h) * nq + i).to(tl.int64) * nk + block, mask=valid, other=0)
+                keep = keep & (level == SIZE)
+            q_at = (q_row + m_of).to(tl.int64)[:, None] * q_ld + q_col + d[None, :]
+            q = tl.load(Q + q_at, mask=inside[:, None], other=0.0)
+            grad = tl.load(GRAD + q_at, mask=inside[:, None], other=0.0)
+            stat = (b * heads + h).to(tl.int64) * n_q + m_of
+            lse = _log2_sum(LSE, stat, inside)
+            delta = tl.load(DELTA + stat, mask=inside, other=0.0)
+            square = tl.sum(q.to(tl.float32) * q.to(tl.float32), 1) * unit
+            s = tl.dot(k, q.T) * step + bias[:, None]
+            if CORRECT:
+                s += tl.minimum(variance[:, None] * (square * LOG2E)[None, :], bias[:, None])
+            p = tl.where(keep[:, None], tl.math.exp2(s - lse[None, :]), 0.0)
+            ds = p * (tl.dot(v, grad.T) - delta[None, :])
+            dv = tl.dot(p.to(grad.dtype), grad, dv)
+            dk = tl.dot(ds.to(q.dtype), q, dk)
+            if CORRECT:
+                free = variance[:, None] * (square * LOG2E)[None, :] < bias[:, None]
+                dvar += tl.sum(tl.where(free, ds * square[None, :], 0.0), 1)
+    head = ((split * tl.num_programs(2) + b) * kv_heads + kv).to(tl.int64) * out_rows
+    to = head + (0 if DENSE else base) + r
+    tl.store(GRAD_K + to[:, None] * D + d[None, :], dk * scale, mask=valid[:, None])
+    tl.store(GRAD_V + to[:, None] * D + d[None, :], dv, mask=valid[:, None])
+    tl.store(GRAD_VAR + to, dvar, mask=valid)
+
+
+@triton.jit
+def _spread_level(
+    dk, dv, k, tokens, n, head, base, KP, GRAD_KP, GRAD_VP, GRAD_VAR,
+    SIZE: tl.constexpr, D: tl.constexpr, CORRECT: tl.constexpr,
+):  # fmt: skip
+    """Add one level's gradient, shared out to the tokens of its groups."""
+    d = tl.arange(0, D)
+    inside = tokens < n
+    at = (head + base + tokens // SIZE).to(tl.int64)
+    rows = at[:, None] * D + d[None, :]
+    inverse = 1.0 / tl.maximum(tl.minimum(n - tokens // SIZE * SIZE, SIZE), 1).to(tl.float32)
+    mean_grad = tl.load(GRAD_KP + rows, mask=inside[:, None], other=0.0)
+    if CORRECT:
+        mean = tl.load(KP + rows, mask=inside[:, None], other=0.0).to(tl.float32)
+        mean_grad += 2.0 * tl.load(GRAD_VAR + at, mask=inside, other=0.0)[:, None] * (k - mean)
+    dk += mean_grad * inverse[:, None]
+    dv += tl.load(GRAD_VP + rows, mask=inside[:, None], other=0.0) * inverse[:, None]
+    return dk, dv
+
+
+@triton.jit
+def grad_kv_kernel(
+    Q, K, V, GRAD, KP, VP, BIAS, VAR, LSE, DELTA, LEVELS, LIST, COUNT, LENGTHS, GRAD_KP, GRAD_VP, GRAD_VAR, GRAD_K, GRAD_V,
+    scale, heads, group, n_q, n_k, nq, nk, rows, base2, base4, base8, base_rest,
+    D: tl.constexpr, BK: tl.constexpr, KT: tl.constexpr, QT: tl.constexpr, REST: tl.constexpr,
+    L2: tl.constexpr, L4: tl.constexpr, L8: tl.constexpr, CORRECT: tl.constexpr, CAUSAL: tl.constexpr,
+    VARLEN: tl.constexpr, BNHD: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """One program KT keys: over the query blocks that see them token by token, then the pyramid's share."""
+    pid, kv, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    j = pid // (BK // KT)
+    kv_heads = heads // group
+    last = tl.load(LENGTHS + b) if VARLEN else n_k
+    last_q = tl.load(LENGTHS + b) if VARLEN else n_q
+    k_row, k_col = origin(b, kv, kv_heads, n_k, D, BNHD)
+    k_ld = kv_heads * D if BNHD else D
+    d = tl.arange(0, D)
+    c = pid * KT + tl.arange(0, KT)
+    k_at = (k_row + c).to(tl.int64)[:, None] * k_ld + k_col + d[None, :]
+    k = tl.load(K + k_at, mask=c[:, None] < last, other=0.0)
+    v = tl.load(V + k_at, mask=c[:, None] < last, other=0.0)
+    step = scale * LOG2E
+    dk = tl.zeros([KT, D], tl.float32)
+    dv = tl.zeros([KT, D], tl.float32)
+    SPLIT: tl.constexpr = BK // QT
+    for member in tl.range(0, group):
+        h = kv * group + member
+        number = tl.load(COUNT + (b * heads + h) * nk + j)
+        listed = LIST + ((b * heads + h) * nk + j).to(tl.int64) * nq
+        q_row, q_col = origin(b, h, heads, n_q, D, BNHD)
+        q_ld = heads * D if BNHD else D
+        for t in tl.range(0, number * SPLIT, num_stages=STAGES):
+            m_of = tl.load(listed + t // SPLIT) * BK + (t % SPLIT) * QT + tl.arange(0, QT)
+            inside = m_of < last_q
+            q_at = (q_row + m_of).to(tl.int64)[:, None] * q_ld + q_col + d[None, :]
+            q = tl.load(Q + q_at, mask=inside[:, None], other=0.0)
+            grad = tl.load(GRAD + q_at, mask=inside[:, None], other=0.0)
+            stat = (b * heads + h).to(tl.int64) * n_q + m_of
+            lse = _log2_sum(LSE, stat, inside)
+            delta = tl.load(DELTA + stat, mask=inside, other=0.0)
+            p = tl.math.exp2(tl.dot(k, q.T) * step - lse[None, :])
+            if CAUSAL:
+                p = tl.where(c[:, None] <= m_of[None, :], p, 0.0)
+            dv = tl.dot(p.to(grad.dtype), grad, dv)
+            ds = p * (tl.dot(v, grad.T) - delta[None, :])
+            dk = tl.dot(ds.to(q.dtype), q, dk)
+    dk = dk * scale
+    head = (b * kv_heads + kv) * rows
+    wide = k.to(tl.float32)
+    if L2:
+        dk, dv = _spread_level(dk, dv, wide, c, last, head, base2, KP, GRAD_KP, GRAD_VP, GRAD_VAR, 2, D, CORRECT)
+    if L4:
+        dk, dv = _spread_level(dk, dv, wide, c, last, head, base4, KP, GRAD_KP, GRAD_VP, GRAD_VAR, 4, D, CORRECT)
+    if L8:
+        dk, dv = _spread_level(dk, dv, wide, c, last, head, base8, KP, GRAD_KP, GRAD_VP, GRAD_VAR, 8, D, CORRECT)
+    if REST > 0:
+        dk, dv = _spread_level(dk, dv, wide, c, last, head, base_rest, KP, GRAD_KP, GRAD_VP, GRAD_VAR, REST, D, CORRECT)
+    inside_k = (c < last)[:, None]
+    tl.store(GRAD_K + k_at, tl.where(inside_k, dk, 0.0).to(GRAD_K.dtype.element_ty), mask=c[:, None] < n_k)
+    tl.store(GRAD_V + k_at, tl.where(inside_k, dv, 0.0).to(GRAD_V.dtype.element_ty), mask=c[:, None] < n_k)

@@ -1,0 +1,116 @@
+"""Tile shapes of the kernels: defaults, candidates, and a checked-in table of the fastest per device.
+
+The table is fixed at run time, so that a rollout and its training steps add in the same order. `world-r1 bench attention --tune` fills it;
+a candidate must first agree with the reference on the device, because a warp-specialised shape was once seen to return NaN.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TABLE = Path(__file__).with_name("tuned.json")
+
+
+@dataclass(frozen=True)
+class ForwardSettings:
+    """Shape of the forward kernel's work."""
+
+    rows: int = 128
+    """Queries of one program."""
+    tile: int = 64
+    """Keys of one step over full blocks."""
+    pooled_tile: int = 64
+    """Rest tokens of one step."""
+    warps: int = 4
+    stages: int = 2
+    tma: bool = True
+    specialise: bool = False
+    """Warp specialisation of the loop over full blocks."""
+    split: bool = False
+    """Pooled part and full blocks as two launches."""
+
+
+@dataclass(frozen=True)
+class BackwardSettings:
+    """Shapes of the backward kernels' work: dQ (q_*), dK and dV of full blocks (k_*), of pooled ones (pooled_*, rest_*)."""
+
+    q_rows: int = 128
+    q_tile: int = 64
+    q_warps: int = 8
+    k_rows: int = 128
+    k_tile: int = 64
+    k_warps: int = 8
+    pooled_tile: int = 64
+    pooled_warps: int = 8
+    rest_tile: int = 64
+    splits: int = 16
+    stages: int = 2
+
+
+FORWARD_CANDIDATES = tuple(
+    ForwardSettings(rows, tile, 64, warps, stages, True, specialise, split)
+    for rows, tile, warps, stages, specialise, split in (
+        (128, 64, 4, 2, False, False),
+        (128, 64, 4, 3, False, False),
+        (128, 64, 8, 3, False, False),
+        (128, 128, 8, 2, False, False),
+        (128, 128, 4, 2, True, True),
+        (128, 64, 4, 2, True, True),
+        (128, 64, 4, 2, False, True),
+        (128, 128, 8, 2, False, True),
+        (64, 128, 4, 2, False, False),
+        (64, 64, 4, 3, False, False),
+    )
+)
+BACKWARD_CANDIDATES = tuple(
+    BackwardSettings(q_rows, q_tile, q_warps, k_rows, k_tile, k_warps, 64, 8, 64, splits, stages)
+    for q_rows, q_tile, q_warps, k_rows, k_tile, k_warps, splits, stages in (
+        (128, 64, 8, 128, 64, 8, 16, 2),
+        (128, 64, 8, 64, 64, 4, 16, 2),
+        (128, 64, 8, 128, 32, 8, 16, 3),
+        (64, 64, 4, 64, 64, 4, 16, 3),
+        (128, 128, 8, 128, 64, 8, 16, 1),
+        (128, 32, 8, 64, 128, 8, 16, 2),
+    )
+)
+
+
+def forward_settings(device: torch.device, width: int) -> ForwardSettings:
+    """Settings of the forward kernel for head width `width` on `device`."""
+    found = table().get(key(device), {}).get(f"forward-{width}")
+    if found:
+        return ForwardSettings(**found)
+    return ForwardSettings(tma=device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9)
+
+
+def backward_settings(device: torch.device, width: int) -> BackwardSettings:
+    """Settings of the backward kernels for head width `width` on `device`."""
+    return BackwardSettings(**table().get(key(device), {}).get(f"backward-{width}", {}))
+
+
+def key(device: torch.device) -> str:
+    """Name of a device in the table: its compute capability; the interpreter is "cpu"."""
+    if device.type != "cuda":
+        return device.type
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+@lru_cache(maxsize=1)
+def table() -> dict[str, dict[str, dict[str, Any]]]:
+    """Device -> "forward-128" -> settings."""
+    return json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.is_file() else {}
+
+
+def record(device: torch.device, name: str, settings: ForwardSettings | BackwardSettings) -> None:
+    """Write one device's choice into the table."""
+    content = {device_name: dict(entry) for device_name, entry in table().items()}
+    content.setdefault(key(device), {})[name] = asdict(settings)
+    TABLE.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    table.cache_clear()
