@@ -87,11 +87,11 @@ class DiffusionNFT:
             uniform = torch.stack([torch.rand((), generator=rng.generator(*key), dtype=torch.float64) for key in keys])
             position = lowest + (1.0 - lowest) * (j + 1.0 - uniform) / count
             sigma = flow.shifted(position, self.config.flow.shift).float()
-            drawn = [
-                initial_noise(camera, shape, self.config.noise, *key, device=device)  # type: ignore[arg-type]
-                for camera, key in zip(cameras, keys, strict=True)
-            ]
-            yield sigma.to(device), torch.stack(drawn).to(device)
+            drawn = {
+                key: initial_noise(camera, shape, self.config.noise, *key, device=device)  # type: ignore[arg-type]
+                for key, camera in dict(zip(keys, cameras, strict=True)).items()
+            }
+            yield sigma.to(device), torch.stack([drawn[key] for key in keys]).to(device)
 
     def _one(self, policy: Policy, batch: Batch, sigma: torch.Tensor, noise: torch.Tensor, count: int) -> Loss:
         settings = self.config.algorithm
