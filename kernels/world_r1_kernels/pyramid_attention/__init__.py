@@ -3,5 +3,15 @@
 from world_r1_kernels.pyramid_attention.api import pyramid_attention, pyramid_attention_varlen
 from world_r1_kernels.pyramid_attention.plan import Plan, dense_plan
 from world_r1_kernels.pyramid_attention.select import PyramidConfig, make_plan
+from world_r1_kernels.pyramid_attention.wan import PyramidAttention, apply_pyramid_attention
 
-__all__ = ["Plan", "PyramidConfig", "dense_plan", "make_plan", "pyramid_attention", "pyramid_attention_varlen"]
+__all__ = [
+    "Plan",
+    "PyramidAttention",
+    "PyramidConfig",
+    "apply_pyramid_attention",
+    "dense_plan",
+    "make_plan",
+    "pyramid_attention",
+    "pyramid_attention_varlen",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from world_r1_kernels.pyramid_attention import triton as kernels
@@ -65,6 +66,11 @@ class Geometry:
     def rows(self) -> int:
         """Rows of the pooled buffer per head."""
         return self.bases[3] + self.nk * self.block // self.rest
+
+    @property
+    def rest_tile(self) -> int:
+        """Largest useful step over rest tokens: a power of two, as the kernels need."""
+        return power_of_two(max(16, self.nk * self.block // self.rest))
 
     @property
     def pyramid(self) -> bool:
@@ -179,13 +185,15 @@ def attend(
 ) -> None:
     """The attention kernel alone, into `out` and `lse`: one launch, or two with `settings.split`."""
     s = settings
-    tile, pooled_tile = min(s.tile, g.block), min(s.pooled_tile, max(16, g.nk * g.block // g.rest))
+    tile, pooled_tile = min(s.tile, g.block), min(s.pooled_tile, g.rest_tile)
     pooled = [p.view(-1, g.width) for p in (pyramid.keys, pyramid.values)]
     if s.tma:
         descriptors = [descriptor(k, tile, g), descriptor(v, tile, g)]
         descriptors += [TensorDescriptor(p, list(p.shape), list(p.stride()), [pooled_tile, g.width]) for p in pooled]
     else:
         descriptors = [k, v, *pooled]
+    if s.specialise:
+        triton.set_allocator(_scratch)
     part = (
         (torch.empty(*lse.shape, g.width, dtype=torch.float32, device=q.device), torch.empty_like(lse)) if s.split else (out, lse)
     )
@@ -199,6 +207,11 @@ def attend(
             VARLEN=plan.lengths is not None, BNHD=g.bnhd, TMA=s.tma, STAGES=s.stages, SPECIALISE=s.specialise and phase != 2,
             PHASE=phase, num_warps=s.warps,
         )  # fmt: skip
+
+
+def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
+    """Memory for descriptors that a kernel makes itself."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 def _parts(plan: Plan, g: Geometry) -> dict[str, bool]:
@@ -242,7 +255,7 @@ def backward(
     rows = min(settings.q_rows, g.block)
     backward_kernels.grad_q_kernel[(g.nq * (g.block // rows), g.heads, g.batch)](
         *sources, listed.blocks, listed.counts, lengths, grad_q, *shapes, *g.bases,
-        **flags, BM=rows, TN=min(settings.q_tile, g.block), TP=min(settings.q_tile, max(16, g.nk * g.block // g.rest)), REST=g.rest,
+        **flags, BM=rows, TN=min(settings.q_tile, g.block), TP=min(settings.q_tile, g.rest_tile), REST=g.rest,
         PYRAMID=g.pyramid, STAGES=settings.stages, num_warps=settings.q_warps,
     )  # fmt: skip
     pooled = _backward_pooled(sources, shapes, flags, lengths, plan, settings, g)
@@ -288,7 +301,7 @@ def _backward_pooled(
             )  # fmt: skip
     if plan.has_rest:
         count = g.nk * g.block // g.rest
-        tile = min(settings.rest_tile, max(16, count))
+        tile = min(settings.rest_tile, g.rest_tile)
         tiles = -(-count // tile)
         splits = max(1, min(settings.splits, g.nq))
         parts = [torch.empty(splits, g.batch, g.kv_heads, count, *x, **new) for x in ((g.width,), (g.width,), ())]

@@ -248,7 +248,10 @@ def _other_parts(
             m, norm, acc = _update(s, v, m, norm, acc)
     if EDGE:
         j = i if CAUSAL else (last - 1) // BK
-        if (tl.load(LEVELS + row * nk + tl.minimum(j, nk - 1)) == 1) & ((j + 1) * BK > last or CAUSAL):
+        seen_in_full = tl.load(LEVELS + row * nk + tl.minimum(j, nk - 1)) == 1
+        if not CAUSAL:
+            seen_in_full = seen_in_full & ((j + 1) * BK > last)
+        if seen_in_full:
             for half in tl.range(0, BK // TN):
                 c = j * BK + half * TN + tl.arange(0, TN)
                 at = (k_row + c).to(tl.int64)[:, None] * k_ld + k_col + d[None, :]

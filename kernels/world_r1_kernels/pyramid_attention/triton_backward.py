@@ -120,7 +120,10 @@ def grad_q_kernel(
                 spread += tl.sum(tl.where(free, ds * variance[None, :], 0.0), 1)
     if EDGE:
         j = i if CAUSAL else (last - 1) // BK
-        if (tl.load(LEVELS + row * nk + tl.minimum(j, nk - 1)) == 1) & ((j + 1) * BK > last or CAUSAL):
+        seen_in_full = tl.load(LEVELS + row * nk + tl.minimum(j, nk - 1)) == 1
+        if not CAUSAL:
+            seen_in_full = seen_in_full & ((j + 1) * BK > last)
+        if seen_in_full:
             for part in tl.range(0, BK // TN):
                 c = j * BK + part * TN + tl.arange(0, TN)
                 at = (k_row + c).to(tl.int64)[:, None] * k_ld + k_col + d[None, :]

@@ -27,8 +27,8 @@ class ForwardSettings:
     """Keys of one step over full blocks."""
     pooled_tile: int = 64
     """Rest tokens of one step."""
-    warps: int = 4
-    stages: int = 2
+    warps: int = 8
+    stages: int = 3
     tma: bool = True
     specialise: bool = False
     """Warp specialisation of the loop over full blocks."""
@@ -43,7 +43,7 @@ class BackwardSettings:
     q_rows: int = 128
     q_tile: int = 64
     q_warps: int = 8
-    k_rows: int = 128
+    k_rows: int = 64
     k_tile: int = 64
     k_warps: int = 8
     pooled_tile: int = 64
@@ -72,6 +72,7 @@ BACKWARD_CANDIDATES = tuple(
     BackwardSettings(q_rows, q_tile, q_warps, k_rows, k_tile, k_warps, 64, 8, 64, splits, stages)
     for q_rows, q_tile, q_warps, k_rows, k_tile, k_warps, splits, stages in (
         (128, 64, 8, 128, 64, 8, 16, 2),
+        (128, 64, 8, 64, 64, 8, 16, 3),
         (128, 64, 8, 64, 64, 4, 16, 2),
         (128, 64, 8, 128, 32, 8, 16, 3),
         (64, 64, 4, 64, 64, 4, 16, 3),

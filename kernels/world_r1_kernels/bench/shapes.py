@@ -1,0 +1,76 @@
+"""The shapes that are measured, and what a result says about the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+DENSITIES = (0.05, 0.10, 0.15, 0.20, 0.30)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One layer's self-attention."""
+
+    name: str
+    batch: int
+    heads: int
+    tokens: int
+    width: int
+    grid: tuple[int, int, int] | None = None
+    """Latent grid (T, H, W) in tokens, where all tokens are video."""
+
+    @property
+    def pairs(self) -> int:
+        """Query-key pairs of dense attention."""
+        return self.batch * self.heads * self.tokens**2
+
+
+SHAPES = (
+    Shape("Wan-1.3B 480p", 1, 12, 32760, 128, (21, 30, 52)),
+    Shape("Wan-14B 480p", 1, 40, 32760, 128, (21, 30, 52)),
+    Shape("Wan-14B 720p", 1, 40, 75600, 128, (21, 45, 80)),
+    Shape("CogVideoX-5B", 1, 48, 17776, 64),
+)
+QUICK_GPU = (Shape("Wan-1.3B 480p", 1, 12, 32760, 128, (21, 30, 52)),)
+#: For the interpreter: one short last block, several blocks.
+QUICK_CPU = (Shape("smoke", 1, 1, 300, 64),)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Machine, driver, torch, triton and commit, for every result file."""
+    try:
+        import triton
+
+        triton_version = triton.__version__
+    except ImportError:
+        triton_version = None
+    gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if gpu else f"{platform.machine()} CPU, {os.cpu_count()} cores",
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0] if gpu else None,
+        "torch": torch.__version__,
+        "triton": triton_version,
+        "commit": _output("git", "rev-parse", "--short=12", "HEAD") or None,
+        "changed": bool(_output("git", "status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _output(*command: str) -> str:
+    """Standard output of a command, "" where it cannot run."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=20).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def results_folder() -> Path:
+    """kernels/bench/results of a checkout; elsewhere the current directory."""
+    folder = Path(__file__).parents[2] / "bench" / "results"
+    return folder if folder.parent.is_dir() else Path.cwd()
