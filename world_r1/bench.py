@@ -44,6 +44,30 @@ def noise(device: str, repeats: int = 5, sizes: Any = SIZES) -> list[dict[str, A
     return rows
 
 
+def attention(quick: bool, tune: bool) -> dict[str, Any]:
+    """Check pyramid attention on this machine and, on a GPU, time it beside dense attention; see `world_r1_kernels.bench.attention`."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
+    from world_r1_kernels.bench import attention as bench
+
+    return bench.run(quick, tune)
+
+
+def attention_quality(quick: bool) -> dict[str, Any]:
+    """Error of sparse attentions on synthetic fields and on the embedded model's queries and keys (sampled without text)."""
+    import torch
+    from diffusers import WanTransformer3DModel
+    from world_r1_kernels.bench import quality
+
+    from world_r1.blockworld import model, weights_path
+
+    transformer = WanTransformer3DModel.from_pretrained(weights_path() / "transformer").eval()
+    text = torch.zeros(1, model.TEXT_LENGTH, transformer.config.text_dim)
+    return quality.run(quick, transformer, (model.LATENT_CHANNELS, 5, 12, 20), text)
+
+
 def machine(device: str) -> str:
     """The device in words."""
     if device == "cuda":

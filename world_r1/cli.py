@@ -264,6 +264,27 @@ def bench_noise(
     show(noise(_device(device), repeats), as_json)
 
 
+@bench_app.command("attention")
+def bench_attention(
+    quick: Annotated[bool, typer.Option("--quick", help="One shape, one density; without a GPU the check alone.")] = False,
+    tune: Annotated[bool, typer.Option("--tune", help="First choose the kernels' tile shapes on this GPU.")] = False,
+) -> None:
+    """Check pyramid attention on this machine, then time it beside cuDNN, flash and FlexAttention; writes JSON."""
+    from world_r1.bench import attention
+
+    attention(quick, tune)
+
+
+@bench_app.command("attention-quality")
+def bench_attention_quality(
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller fields, fewer densities and layers.")] = False,
+) -> None:
+    """Error of sparse attentions against exact attention at equal density; writes JSON and a plot."""
+    from world_r1.bench import attention_quality
+
+    attention_quality(quick)
+
+
 def main() -> None:
     """Entry point of the console script."""
     sys.exit(run(sys.argv[1:]))
