@@ -98,7 +98,7 @@ def recorded(
         layers[layer] = [x.transpose(1, 2).float() for x in (q, k, v)]
         return torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
-    handle.attend = remember  # type: ignore[method-assign]
+    handle.attend = remember  # type: ignore[assignment,method-assign]
     try:
         x = torch.randn(1, *latent_shape, generator=torch.Generator().manual_seed(0))
         for sigma, following in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
