@@ -89,7 +89,7 @@ def compare(name: str, config: PyramidConfig, tokens: int, width: int, dtype: to
     out = pyramid_attention(ours[0], ours[1], ours[2], plan, backend="triton")
     out.backward(grad)
     pairs = [(out, target), *((mine.grad, his.grad) for mine, his in zip(ours, exact, strict=True))]
-    worst = max(float((a.float() - b).abs().max() / b.abs().max()) for a, b in pairs)  # type: ignore[union-attr,operator]
+    worst = max(float(((a.float() - b).abs().max() / b.abs().max()).detach()) for a, b in pairs)  # type: ignore[union-attr,operator]
     finite = all(bool(torch.isfinite(a).all()) for a, _ in pairs)  # type: ignore[arg-type]
     return worst if finite else float("inf")
 
