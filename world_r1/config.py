@@ -106,9 +106,6 @@ class FlowConfig(Strict):
     #: Noise level: a (flow_sde), multiplier of sigma (wan_sde), eta (cps).
     noise_level: float = Field(0.7, gt=0)
     window: WindowConfig = WindowConfig()
-    #: Largest factor on the guidance in training rollouts, for algorithms that learn from any sampler (diffusion_nft): the videos of a
-    #: group climb evenly from 1 to it, and the rewards say how much of the guided look is worth having without guidance. 1: none.
-    explore_guidance: float = Field(1.0, ge=1.0)
     #: Reduction of the Gaussian log-density over latent dimensions.
     log_prob: Literal["mean", "sum"] = "mean"
 

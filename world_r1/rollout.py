@@ -83,37 +83,16 @@ def _denoise(
     policy: Policy, config: Config, condition: torch.Tensor, trajectory: Trajectory | None, window: torch.Tensor, seeds: list[Seed]
 ) -> flow.Trace:
     x = torch.stack([initial_noise(policy, config, trajectory, seed) for seed in seeds]).to(policy.device)
-    velocity = _explored(policy, config, condition, seeds)
+    repeated = condition.expand(len(seeds), *condition.shape[1:])
     sigmas = flow.schedule(config.flow.steps, config.flow.shift)
     generators = flow.generators(seeds)
-    trace = flow.sample(velocity, x, sigmas, config.flow, window, generators)
+    trace = flow.sample(lambda x, sigma: policy.velocity(x, sigma, repeated), x, sigmas, config.flow, window, generators)
     if not bool(trace.x0.isfinite().all()):
         raise ValueError(
             f"sampling in step {seeds[0][1]} ended in latents that are not finite: the policy has diverged; "
             "lower optimizer.learning_rate or raise algorithm.kl.beta"
         )
     return trace
-
-
-def _explored(policy: Policy, config: Config, condition: torch.Tensor, seeds: list[Seed]) -> flow.VelocityFn:
-    """The policy's velocity, or with `flow.explore_guidance` f that of a sampler which leans on the prompt by factors from 1 to f.
-
-    v_u + s (v - v_u) with v_u the velocity for the negative prompt and s = 1 + (f - 1) k / (G - 1) for sample k of a group of G.
-    """
-    repeated = condition.expand(len(seeds), *condition.shape[1:])
-    most, size = config.flow.explore_guidance, config.prompts.group_size
-    factors = torch.tensor([1.0 + (most - 1.0) * seed[3] / (size - 1) for seed in seeds], device=policy.device)
-    rows = (factors != 1.0).nonzero()[:, 0]
-    if not len(rows):
-        return lambda x, sigma: policy.velocity(x, sigma, repeated)
-    negative = policy.encode([config.model.negative_prompt]).expand(len(rows), *condition.shape[1:])
-
-    def velocity(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        guided = policy.velocity(x, sigma, repeated)
-        plain = policy.velocity(x[rows], sigma[rows], negative)
-        return guided.index_copy(0, rows, plain + factors[rows].view(-1, 1, 1, 1, 1) * (guided[rows] - plain))
-
-    return velocity
 
 
 def _rollout(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import library
 
 pytest.importorskip("triton")
 
@@ -199,7 +200,7 @@ def test_registered_as_torch_wants_it(layout: bool) -> None:
     q, k, v = ((x.transpose(1, 2).contiguous() if layout else x).requires_grad_() for x in inputs(plan))
     settings = (plan.block, plan.rest, list(plan.sizes), plan.has_rest, plan.everywhere, plan.correction, plan.causal)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(ops._attend, (q, k, v, plan.levels, None, 0.25, layout, *settings), test_utils=checks)
+    library.opcheck(ops._attend, (q, k, v, plan.levels, None, 0.25, layout, *settings), test_utils=checks)
 
 
 def test_bad_input_is_refused() -> None:

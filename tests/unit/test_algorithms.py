@@ -337,9 +337,3 @@ def test_resume_is_exact(name: str) -> None:
     assert torch.equal(whole.shift, resumed.shift)
     for key, value in algorithm.state_dict().items():
         np.testing.assert_array_equal(value, again.state_dict()[key])
-
-
-def test_guided_exploration_is_for_forward_process_algorithms() -> None:
-    with pytest.raises(ValueError, match=r"set it to 1, or algorithm\.name to diffusion_nft"):
-        build(parse({"flow": {"explore_guidance": 3.0}}))
-    build(parse({"algorithm": {"name": "diffusion_nft"}, "noise": {"shared_in_group": True}, "flow": {"explore_guidance": 3.0}}))

@@ -134,21 +134,6 @@ def test_a_group_may_share_its_first_noise() -> None:
     assert not np.array_equal(rollouts[0].next_latents[0], rollouts[1].next_latents[0])
 
 
-def test_guided_exploration_climbs_evenly_within_a_group() -> None:
-    """Sample k is the ODE sample of v_u + s_k (v - v_u); the first is the policy's own, and the sampling batch changes nothing."""
-    settings = {"algorithm": {"name": "diffusion_nft"}, "noise": {"shared_in_group": True}, "flow": {"explore_guidance": 4.0}}
-    policy: Any = Toy()
-    rollouts = sample_group(policy, _config(**settings, cluster={"sample_batch": 4}), PROMPTS[0], 0, 0, 0).rollouts
-    for k, rollout in enumerate(rollouts):
-        guided: Any = Toy()
-        guided.encode = lambda prompts, k=k: policy.encode([""]) + (1.0 + k) * (policy.encode(prompts) - policy.encode([""]))
-        expected = sample_group(guided, _config(**settings | {"flow": {}}, cluster={"sample_batch": 4}), PROMPTS[0], 0, 0, 0)
-        np.testing.assert_allclose(rollout.x0, expected.rollouts[k].x0, atol=1e-5)  # the toy's velocity is linear in the text
-    parts = sample_group(policy, _config(**settings, cluster={"sample_batch": 3}), PROMPTS[0], 0, 0, 0).rollouts
-    for a, b in zip(rollouts, parts, strict=True):
-        np.testing.assert_allclose(a.x0, b.x0, atol=1e-6)
-
-
 def test_before_the_first_update_every_ratio_is_one() -> None:
     config = _config()
     policy: Any = Toy()

@@ -42,10 +42,10 @@ class DiffusionNFT:
             raise ValueError(
                 "diffusion_nft has no transition density, so no KL in nats; set algorithm.kl.target_nats to null and kl.beta"
             )
-        if config.noise.shared_in_group and config.flow.explore_guidance == 1.0:
+        if config.noise.shared_in_group:
             raise ValueError(
                 "diffusion_nft samples without noise along the way, so a group that shares x_T would be one video over and over; "
-                "set noise.shared_in_group to false, or flow.explore_guidance above 1"
+                "set noise.shared_in_group to false"
             )
         self.config = config
         self.updates = 0

@@ -72,11 +72,6 @@ class FlowGRPO:
     stochastic = True
 
     def __init__(self, config: Config) -> None:
-        if config.flow.explore_guidance != 1.0:
-            raise ValueError(
-                f"flow_grpo needs the log-probs of the policy that it trains, and flow.explore_guidance={config.flow.explore_guidance:g} "
-                "samples from another; set it to 1, or algorithm.name to diffusion_nft"
-            )
         self.config = config
         self.sigmas = flow.schedule(config.flow.steps, config.flow.shift)
         flow.window(config.flow, 0)  # refuses a window without noise before anything is sampled

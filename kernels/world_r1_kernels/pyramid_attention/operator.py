@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import library
 
 from world_r1_kernels.pyramid_attention import launch
 from world_r1_kernels.pyramid_attention.plan import Plan
@@ -25,7 +26,7 @@ def _plan(
     )  # fmt: skip
 
 
-@torch.library.custom_op("world_r1::pyramid_attention", mutates_args=())
+@library.custom_op("world_r1::pyramid_attention", mutates_args=())
 def _attend(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -58,7 +59,7 @@ def _(
     )
 
 
-@torch.library.custom_op("world_r1::pyramid_attention_backward", mutates_args=())
+@library.custom_op("world_r1::pyramid_attention_backward", mutates_args=())
 def _attend_backward(
     grad_out: torch.Tensor,
     grad_lse: torch.Tensor | None,
