@@ -150,9 +150,9 @@ class AlgorithmConfig(Strict):
     #: DiffusionNFT: guidance strength beta, noise levels drawn per video, decay of the old policy.
     nft_beta: float = Field(1.0, gt=0)
     nft_sigmas: int = Field(2, ge=1)
+    nft_decay: float = Field(0.9, ge=0, lt=1)
     #: Lowest noise level drawn, before the shift; high levels tell the videos of a group apart, low ones mostly draw variance.
     nft_sigma_min: float = Field(0.0, ge=0, lt=1)
-    nft_decay: float = Field(0.9, ge=0, lt=1)
 
 
 class OptimizerConfig(Strict):

@@ -13,6 +13,7 @@ import torch
 from world_r1 import flow, loss
 from world_r1.advantage import group_relative
 from world_r1.algorithms import ALGORITHMS, Batch, build
+from world_r1.camera import trajectory_for
 from world_r1.config import Config, parse
 from world_r1.types import Group, Prompt, Score, Verdict
 
@@ -337,3 +338,36 @@ def test_resume_is_exact(name: str) -> None:
     assert torch.equal(whole.shift, resumed.shift)
     for key, value in algorithm.state_dict().items():
         np.testing.assert_array_equal(value, again.state_dict()[key])
+
+
+def test_nft_draws_one_noise_and_level_a_group_from_the_law_of_its_camera() -> None:
+    """Common random numbers within a group, levels above nft_sigma_min, and noise that the commanded camera correlates over time."""
+    config = configure("diffusion_nft", nft_sigma_min=0.4, nft_sigmas=2)
+    seeds = [(0, 0, group, sample) for group in range(2) for sample in range(2)]
+    path = trajectory_for("Camera push in.", config.video, config.camera)
+    x0 = torch.zeros(4, 2, 5, 12, 20)
+    batch, _ = rollouts(ToyPolicy(), config, 0, groups=2, size=2)
+    batch = Batch(**{**vars(batch), "x0": x0, "seeds": tuple(seeds), "trajectories": (path, path, None, None)})
+    drawn = list(build(config)._noised(batch))
+    assert len(drawn) == 2
+    for sigma, noise in drawn:
+        assert sigma.min() > flow.shifted(torch.tensor(0.4), config.flow.shift)
+        assert torch.equal(noise[0], noise[1])
+        assert sigma[0] == sigma[1]
+        assert not torch.equal(noise[1], noise[2])
+        alike = [torch.corrcoef(torch.stack([n[:, 0].flatten(), n[:, 1].flatten()]))[0, 1] for n in (noise[0], noise[2])]
+        assert alike[0] > 0.2 > abs(alike[1])
+    assert drawn[0][0][0] < drawn[1][0][0]
+
+
+def test_nft_without_memory_has_the_gradient_of_an_old_policy_that_is_the_present_one() -> None:
+    gradients = []
+    for decay in (0.0, 0.5):
+        config, policy = configure("diffusion_nft", nft_decay=decay, kl={"beta": 0.0}), ToyPolicy()
+        policy.shift.data.uniform_(-0.3, 0.3, generator=torch.Generator().manual_seed(1))
+        batch, _ = rollouts(policy, config, 0)
+        for term in build(config).losses(policy, batch):
+            term.value.backward()
+        gradients.append(policy.shift.grad.clone())
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(*gradients)
