@@ -1,4 +1,4 @@
-"""One group of videos from the policy: encode once, draw x_T under the commanded camera, denoise, decode one by one.
+"""One group of videos from the policy: encode once, draw x_T under the commanded camera, denoise, decode.
 
 A group is a pure function of (configuration, weights, prompt, step, group index): which process makes it, and what else that process makes,
 changes nothing.
@@ -54,9 +54,11 @@ def sample_group(policy: Policy, config: Config, prompt: Prompt, step: int, grou
     for start in range(0, len(seeds), size):
         part = slice(start, start + size)
         trace = _denoise(policy, config, condition, trajectory, window, seeds[part])
+        videos = policy.decode(trace.x0)
         for i, (name, seed) in enumerate(zip(ids[part], seeds[part], strict=True)):
             rollouts.append(_rollout(trace, i, name, prompt, group, seed, version, window))
-            clips.append(Clip(name, policy.decode(trace.x0[i : i + 1])[0], prompt, trajectory, config.video.fps))
+            # A copy of its own, so that a reference to one video does not keep the whole batch alive.
+            clips.append(Clip(name, videos[i].copy(), prompt, trajectory, config.video.fps))
     return Sampled(rollouts, clips)
 
 

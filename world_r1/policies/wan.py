@@ -96,8 +96,10 @@ class WanPolicy:
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
-        """[B, C, t, h, w] normalised latents -> [B, T, H, W, 3] uint8, one video at a time."""
-        return np.stack([self._decode_one(z) for z in latents.split(1)])
+        """[B, C, t, h, w] normalised latents -> [B, T, H, W, 3] uint8; on a GPU as many at a time as `DECODE_LIMIT` allows."""
+        one = wan_vae.decode_bytes(self.vae, latents[:1])
+        together = 1 if self.device.type == "cpu" else max(1, DECODE_LIMIT // one)
+        return np.concatenate([self._decode_some(z) for z in latents.split(together)])
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -257,13 +259,13 @@ class WanPolicy:
     def _precision(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
-    def _decode_one(self, z: torch.Tensor) -> np.ndarray:
+    def _decode_some(self, z: torch.Tensor) -> np.ndarray:
         z = wan_vae.denormalise(self.vae, z.float().to(self.device))
         if wan_vae.decode_bytes(self.vae, z) <= DECODE_LIMIT:
             video = wan_vae.decode(self.vae, z, clamp=True)
         else:
             video = self.vae.decode(z, return_dict=False)[0]
-        pixels = video[0].permute(1, 2, 3, 0).add(1.0).mul(127.5).round_().clamp_(0, 255)
+        pixels = video.permute(0, 2, 3, 4, 1).add(1.0).mul(127.5).round_().clamp_(0, 255)
         return pixels.to(torch.uint8).contiguous().cpu().numpy()
 
 
