@@ -15,8 +15,10 @@ it has a status and a reason, never a number.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import logging
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -24,7 +26,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from world_r1.config import RewardConfig, RewardsConfig
-from world_r1.types import Clip, Evidence, Score, Verdict
+from world_r1.types import Clip, Evidence, NotFinite, Score, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,36 @@ class Degenerate(Exception):
     """Raised by a probe or a reward for input that cannot be measured (blank, textureless, too short); becomes a missing value."""
 
 
-class Probe(ABC):
+class Plugin:
+    """What a probe or a reward says about itself (`world-r1 rewards list` shows it), all of it optional."""
+
+    #: Modules that it imports beyond this project's own dependencies.
+    packages: ClassVar[tuple[str, ...]] = ()
+    #: Extra of this project that installs them: pip install 'world-r1[EXTRA]'.
+    extra: ClassVar[str] = ""
+    #: Default weights: a hub id ("owner/name"), or in words where others come from; "" for none.
+    weights: ClassVar[str] = ""
+    #: Licence of code and default weights.
+    licence: ClassVar[str] = "Apache-2.0"
+
+    @classmethod
+    def lacks(cls) -> str:
+        """What is missing on this machine, with the remedy; "" if it can run. Must not import the packages."""
+        missing = [name for name in cls.packages if not _importable(name)]
+        if not missing:
+            return ""
+        remedy = f"pip install 'world-r1[{cls.extra}]'" if cls.extra else f"pip install {' '.join(missing)}"
+        return f"needs {', '.join(missing)}: {remedy}"
+
+
+def _importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # a parent that is not there, or is no package
+        return False
+
+
+class Probe(Plugin, ABC):
     """Video -> evidence. Options arrive as keyword arguments of the constructor; unknown ones are a TypeError there."""
 
     #: Names of the evidence that `observe` puts into `Evidence.data`.
@@ -52,11 +83,13 @@ class Probe(ABC):
         """
 
 
-class Reward(ABC):
+class Reward(Plugin, ABC):
     """Evidence + prompt -> score. Larger is better; the documented range belongs into the class docstring."""
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
+    #: Names of the parts that its scores may have.
+    parts: ClassVar[tuple[str, ...]] = ()
 
     def applies(self, clip: Clip) -> bool:
         """Whether this reward has a say about the clip; one that has none is left out of the sum, neither missing nor a number.
@@ -79,36 +112,64 @@ class Reward(ABC):
 
 
 def load(name: str, package: str, base: type) -> type:
-    """Class for a plug-in name: the one subclass of `base` in `package.name`, or "module:Class" from anywhere on the path."""
-    module_name, _, class_name = name.partition(":")
-    if not class_name:
+    """Class for a plug-in name: the one subclass of `base` in `package.name`, what an entry point of that name leads to, or
+    "module:Class" from anywhere on the path; "module:function" is a TRL-style reward function (see `world_r1.trl_rewards`).
+
+    Raises ValueError for a name that leads nowhere or to something else.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not attribute:
         module_name = f"{package}.{name}"
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and not module_name.startswith(error.name):
             raise  # the plug-in exists; something it imports does not
-        raise ValueError(f"no plug-in {name!r}: cannot import {module_name}; known: {', '.join(available(package))}") from error
-    if class_name:
-        if not hasattr(module, class_name):
-            raise ValueError(f"{module_name} has no class {class_name!r}")
-        found = [getattr(module, class_name)]
-    else:
-        found = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, base) and c.__module__ == module.__name__]
-    if len(found) != 1 or not issubclass(found[0], base):
-        raise ValueError(f"{module_name} must define exactly one {base.__name__}, found {[c.__name__ for c in found]}")
+        if not attribute and (point := registered(base).get(name)):
+            return _only_class([point.load()], f"entry point {name} = {point.value}", base)
+        known = ", ".join([*available(package), *registered(base)])
+        raise ValueError(f"no plug-in {name!r}: cannot import {module_name}; known: {known}") from error
+    if attribute:
+        if not hasattr(module, attribute):
+            raise ValueError(f"{module_name} has no class {attribute!r}")
+        return _only_class([getattr(module, attribute)], name, base)
+    found = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, base) and c.__module__ == module.__name__]
+    return _only_class(found, module_name, base)
+
+
+def _only_class(found: Sequence[Any], where: str, base: type) -> type:
+    if len(found) == 1 and base is Reward and inspect.isroutine(found[0]):
+        from world_r1.trl_rewards import reward_class
+
+        return reward_class(found[0])
+    if len(found) != 1 or not (inspect.isclass(found[0]) and issubclass(found[0], base)):
+        names = [getattr(c, "__name__", repr(c)) for c in found]
+        raise ValueError(f"{where} must define exactly one {base.__name__}, found {names}")
     return found[0]
 
 
 def available(package: str) -> list[str]:
-    """Names of the plug-ins that a package ships."""
+    """Names of the plug-ins that a package ships: its modules; those of a package inside it are "package.module"."""
     from pkgutil import iter_modules
 
     try:
         path = importlib.import_module(package).__path__
     except ModuleNotFoundError:
         return []
-    return sorted(module.name for module in iter_modules(path) if not module.name.startswith("_"))
+    names: list[str] = []
+    for module in iter_modules(path):
+        if not module.name.startswith("_"):
+            inner = available(f"{package}.{module.name}") if module.ispkg else []
+            names += [f"{module.name}.{name}" for name in inner] or [module.name]
+    return sorted(names)
+
+
+def registered(base: type) -> dict[str, Any]:
+    """Entry points of installed packages in the group "world_r1.rewards" (or "world_r1.probes") by name."""
+    from importlib.metadata import entry_points
+
+    group = "world_r1.rewards" if base is Reward else "world_r1.probes"
+    return {point.name: point for point in entry_points(group=group)}
 
 
 class Rubric:
@@ -126,6 +187,10 @@ class Rubric:
 
     def judge(self, clips: Sequence[Clip]) -> list[Verdict]:
         """Verdicts in the order of `clips`. Rewards apply per clip, by the kind of its prompt."""
+        return [verdict for verdict, _ in self.examine(clips)]
+
+    def examine(self, clips: Sequence[Clip]) -> list[tuple[Verdict, list[Exception]]]:
+        """`judge`, each verdict with the exceptions behind its missing values (those of probes first)."""
         evidence: list[dict[str, Any]] = [{"frames": clip.video} for clip in clips]
         failures: list[dict[str, Exception]] = [{} for _ in clips]
         seconds: dict[str, float] = {}
@@ -156,14 +221,22 @@ class Rubric:
 
     def _verdict(
         self, clip: Clip, evidence: Mapping[str, Any], failures: Mapping[str, Exception], seconds: Mapping[str, float]
-    ) -> Verdict:
-        applied = [
-            (entry, replace(_score(reward, clip, evidence, failures), reward=entry.key)) for entry, reward in self._applied(clip)
-        ]
-        values = [score.value for _, score in applied]
-        missing = not values or any(value is None for value in values)
-        total = None if missing else sum(entry.weight * score.value for entry, score in applied if score.value is not None)
-        return Verdict(clip.id, total, tuple(score for _, score in applied), dict(seconds))
+    ) -> tuple[Verdict, list[Exception]]:
+        errors = list({id(error): error for error in failures.values()}.values())
+        applied, scores = self._applied(clip), []
+        for entry, reward in applied:
+            score, error = _score(reward, clip, evidence, failures)
+            scores.append(replace(score, reward=entry.key))
+            errors += [] if error is None or any(error is known for known in errors) else [error]
+        return Verdict(clip.id, weighted([entry for entry, _ in applied], scores), tuple(scores), dict(seconds)), errors
+
+
+def weighted(entries: Sequence[RewardConfig], scores: Sequence[Score]) -> float | None:
+    """Sum of weight times value over a clip's rewards and their scores; None if there are none or one is missing."""
+    values = [score.value for score in scores]
+    if not values or any(value is None for value in values):
+        return None
+    return sum(entry.weight * value for entry, value in zip(entries, values, strict=True) if value is not None)
 
 
 def evidence_of(probe: str, result: Mapping[str, Any] | Exception, seconds: float) -> Evidence:
@@ -193,16 +266,28 @@ def _observe(probe: Probe, clips: list[Clip], evidence: list[dict[str, Any]]) ->
     return results
 
 
-def _score(reward: Reward, clip: Clip, evidence: Mapping[str, Any], failures: Mapping[str, Exception]) -> Score:
+def _score(
+    reward: Reward, clip: Clip, evidence: Mapping[str, Any], failures: Mapping[str, Exception]
+) -> tuple[Score, Exception | None]:
+    """A finite score, or a missing one with its reason and the exception behind it."""
     for need in reward.needs:
         if need not in evidence:
             error = failures.get(need, RuntimeError(f"no {need} evidence"))
-            return Score(reward.name, _status(error), None, {}, f"{need}: {error}")
+            return Score(reward.name, _status(error), None, {}, f"{need}: {error}"), error
     try:
-        return reward.score(clip, evidence)
+        return _finite(reward.score(clip, evidence)), None
     except Exception as error:
         log.warning("reward %s failed on %s: %s: %s", reward.name, clip.id, type(error).__name__, error)
-        return Score(reward.name, _status(error), None, {}, f"{type(error).__name__}: {error}")
+        return Score(reward.name, _status(error), None, {}, f"{type(error).__name__}: {error}"), error
+
+
+def _finite(score: Any) -> Score:
+    """`score`, if it is one; NotFinite if a part of it is NaN or infinite (its value was checked when it was made)."""
+    if not isinstance(score, Score):
+        raise TypeError(f"a reward returns a Score (self.ok(value) makes one), got {type(score).__name__}")
+    if bad := [f"{name}={part}" for name, part in score.parts.items() if not math.isfinite(part)]:
+        raise NotFinite(f"the parts of a score must be finite, got {', '.join(bad)}")
+    return score
 
 
 def _ordered(probes: Mapping[str, Probe], needed: set[str]) -> dict[str, Probe]:

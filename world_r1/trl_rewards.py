@@ -12,6 +12,7 @@ direction imports trl.
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -61,6 +62,24 @@ class TrlReward(Reward):
         if values[0] is None or not np.isfinite(float(values[0])):
             return self.missing(f"the reward function returned {values[0]}")
         return self.ok(float(values[0]), **parts)
+
+
+def reward_class(function: Callable[..., Any]) -> type[Reward]:
+    """The reward class of a TRL function: what naming the function itself ("acme.rewards:steady") in a configuration leads to.
+
+    Options of the configuration become keyword arguments of the function.
+    """
+
+    class FunctionReward(TrlReward):
+        name = function.__name__
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(functools.partial(function, **options) if options else function)
+
+    FunctionReward.__doc__ = inspect.getdoc(function)
+    FunctionReward.__name__ = FunctionReward.__qualname__ = function.__name__
+    FunctionReward.__module__ = function.__module__
+    return FunctionReward
 
 
 async def _awaited(value: Any) -> Any:

@@ -80,6 +80,10 @@ class Evidence:
     seconds: float = 0.0
 
 
+class NotFinite(ValueError):
+    """A NaN or an infinity where a number belongs: the sign of a broken worker (or of a division that a reward forgot to guard)."""
+
+
 @dataclass(frozen=True)
 class Score:
     """One reward's verdict on one video. A score without `status == "ok"` has `value is None`: a failure is a missing value.
@@ -99,7 +103,7 @@ class Score:
                 f"{self.reward}: a score has a value exactly when its status is ok; got {self.status} and {self.value}"
             )
         if self.value is not None and not np.isfinite(self.value):
-            raise ValueError(
+            raise NotFinite(
                 f"{self.reward}: a score must be finite, got {self.value}; return status 'failed' and value None instead"
             )
 
