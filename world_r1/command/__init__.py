@@ -6,9 +6,22 @@ import random
 from dataclasses import dataclass
 
 from world_r1.command import reading, writing
+from world_r1.command.plan import CameraPlan, CameraTextError, Move, Step
 from world_r1.command.words import MOTIONS, SPEEDS, axis
 
-__all__ = ["MOTIONS", "SPEEDS", "Command", "Segment", "axis", "describe", "parse"]
+__all__ = [
+    "MOTIONS",
+    "SPEEDS",
+    "CameraPlan",
+    "CameraTextError",
+    "Command",
+    "Move",
+    "Segment",
+    "Step",
+    "axis",
+    "describe",
+    "parse",
+]
 
 
 @dataclass(frozen=True)
