@@ -6,6 +6,8 @@ import os
 import platform
 import statistics
 import time
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from world_r1.config import CameraConfig, NoiseConfig, VideoConfig
@@ -44,7 +46,7 @@ def noise(device: str, repeats: int = 5, sizes: Any = SIZES) -> list[dict[str, A
     return rows
 
 
-def attention(quick: bool, tune: bool) -> dict[str, Any]:
+def attention(quick: bool, tune: bool, out: str | None = None, seconds: float | None = None) -> dict[str, Any]:
     """Check pyramid attention on this machine and, on a GPU, time it beside dense attention; see `world_r1_kernels.bench.attention`."""
     import torch
 
@@ -52,7 +54,8 @@ def attention(quick: bool, tune: bool) -> dict[str, Any]:
         os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
     from world_r1_kernels.bench import attention as bench
 
-    return bench.run(quick, tune)
+    say = partial(print, flush=True)
+    return bench.run(quick, tune, say, Path(out) if out else None, seconds)
 
 
 def attention_quality(quick: bool) -> dict[str, Any]:

@@ -268,11 +268,15 @@ def bench_noise(
 def bench_attention(
     quick: Annotated[bool, typer.Option("--quick", help="One shape, one density; without a GPU the check alone.")] = False,
     tune: Annotated[bool, typer.Option("--tune", help="First choose the kernels' tile shapes on this GPU.")] = False,
+    out: Annotated[
+        str | None, typer.Option(help="Folder for the JSON and the tile shapes found; default kernels/bench/results.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(min=1, help="Begin no new step after so many seconds.")] = None,
 ) -> None:
     """Check pyramid attention on this machine, then time it beside cuDNN, flash and FlexAttention; writes JSON."""
     from world_r1.bench import attention
 
-    attention(quick, tune)
+    attention(quick, tune, out, seconds)
 
 
 @bench_app.command("attention-quality")

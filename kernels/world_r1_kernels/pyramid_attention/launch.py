@@ -182,9 +182,14 @@ def attend(
     scale: float,
     settings: ForwardSettings,
     g: Geometry,
+    phases: tuple[int, ...] | None = None,
 ) -> None:
-    """The attention kernel alone, into `out` and `lse`: one launch, or two with `settings.split`."""
+    """The attention kernel alone, into `out` and `lse`: one launch, or two with `settings.split`.
+
+    `phases` (to time them) are launches: 0 all, 1 the full blocks, 2 the other parts on top of those.
+    """
     s = settings
+    phases = phases or ((1, 2) if s.split else (0,))
     tile, pooled_tile = min(s.tile, g.block), min(s.pooled_tile, g.rest_tile)
     pooled = [p.view(-1, g.width) for p in (pyramid.keys, pyramid.values)]
     if s.tma:
@@ -195,10 +200,12 @@ def attend(
     if s.specialise:
         triton.set_allocator(_scratch)
     part = (
-        (torch.empty(*lse.shape, g.width, dtype=torch.float32, device=q.device), torch.empty_like(lse)) if s.split else (out, lse)
+        (out, lse)
+        if phases == (0,)
+        else (torch.empty(*lse.shape, g.width, dtype=torch.float32, device=q.device), torch.empty_like(lse))
     )
     rows = min(s.rows, g.block)
-    for phase in (1, 2) if s.split else (0,):
+    for phase in phases:
         kernels.forward_kernel[(g.nq * (g.block // rows), g.heads, g.batch)](
             *descriptors, q, k, v, pyramid.keys, pyramid.values, pyramid.bias, pyramid.variance,
             plan.levels, listed.blocks, listed.counts, plan.levels if plan.lengths is None else plan.lengths, out, lse, *part,
@@ -225,6 +232,27 @@ def _parts(plan: Plan, g: Geometry) -> dict[str, bool]:
     }
 
 
+@dataclass(frozen=True)
+class Backward:
+    """What the parts of one backward share."""
+
+    plan: Plan
+    settings: BackwardSettings
+    g: Geometry
+    pyramid: Pyramid
+    listed: Lists
+    sources: tuple[torch.Tensor, ...]
+    """q, k, v, dO, the pyramid, log-sum-exp, delta, map: the kernels' first arguments."""
+    shapes: tuple[float | int, ...]
+    lengths: torch.Tensor
+
+    @property
+    def flags(self) -> dict[str, bool | int]:
+        """Constants of every backward kernel."""
+        g = self.g
+        return {"CAUSAL": self.plan.causal, "VARLEN": self.plan.lengths is not None, "BNHD": g.bnhd, "D": g.width, "BK": g.block}
+
+
 def backward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -239,6 +267,24 @@ def backward(
     bnhd: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k and v. Pools and lists again rather than keeping them: they are small to compute and large to keep."""
+    work = prepare_backward(q, k, v, out, lse, grad_out, grad_lse, plan, scale, settings, bnhd)
+    return grad_q(work), *grad_kv(work, grad_pooled(work))
+
+
+def prepare_backward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    grad_out: torch.Tensor,
+    grad_lse: torch.Tensor | None,
+    plan: Plan,
+    scale: float,
+    settings: BackwardSettings,
+    bnhd: bool,
+) -> Backward:
+    """Pyramid, lists and rowsum(dO O) - dLSE."""
     g = Geometry.of(q, k, plan, bnhd)
     pyramid = pool(k, v, plan.lengths, g)
     listed = lists(plan.levels, plan.lengths, plan.causal, g)
@@ -247,66 +293,68 @@ def backward(
         out, grad_out, delta if grad_lse is None else grad_lse, delta, g.heads, g.n_q,
         D=g.width, BM=g.block, BNHD=g.bnhd, LSE_GRAD=grad_lse is not None, num_warps=4,
     )  # fmt: skip
-    lengths = plan.levels if plan.lengths is None else plan.lengths
     sources = (q, k, v, grad_out, pyramid.keys, pyramid.values, pyramid.bias, pyramid.variance, lse, delta, plan.levels)
     shapes = (scale, g.heads, g.group, g.n_q, g.n_k, g.nq, g.nk, g.rows)
-    flags = dict(_parts(plan, g), VARLEN=plan.lengths is not None, BNHD=g.bnhd, D=g.width, BK=g.block)
-    grad_q = torch.empty_like(q)
-    rows = min(settings.q_rows, g.block)
+    lengths = plan.levels if plan.lengths is None else plan.lengths
+    return Backward(plan, settings, g, pyramid, listed, sources, shapes, lengths)
+
+
+def grad_q(work: Backward) -> torch.Tensor:
+    """Gradient of q, by the plan's lists."""
+    g, s = work.g, work.settings
+    out = torch.empty_like(work.sources[0])
+    rows = min(s.q_rows, g.block)
     backward_kernels.grad_q_kernel[(g.nq * (g.block // rows), g.heads, g.batch)](
-        *sources, listed.blocks, listed.counts, lengths, grad_q, *shapes, *g.bases,
-        **flags, BM=rows, TN=min(settings.q_tile, g.block), TP=min(settings.q_tile, g.rest_tile), REST=g.rest,
-        PYRAMID=g.pyramid, STAGES=settings.stages, num_warps=settings.q_warps,
+        *work.sources, work.listed.blocks, work.listed.counts, work.lengths, out, *work.shapes, *g.bases,
+        **work.flags | _parts(work.plan, g), BM=rows, TN=min(s.q_tile, g.block), TP=min(s.q_tile, g.rest_tile), REST=g.rest,
+        PYRAMID=g.pyramid, STAGES=s.q_stages, num_warps=s.q_warps,
     )  # fmt: skip
-    pooled = _backward_pooled(sources, shapes, flags, lengths, plan, settings, g)
-    grad_k, grad_v = torch.empty_like(k), torch.empty_like(v)
+    return out
+
+
+def grad_kv(work: Backward, pooled: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of k and v, by the transposed lists, the pooled gradients shared out in the same pass."""
+    g, s, plan = work.g, work.settings, work.plan
+    grad_k, grad_v = torch.empty_like(work.sources[1]), torch.empty_like(work.sources[2])
     blocks, counts = transpose(plan.levels, 1, 1, g)
-    tile = min(settings.k_rows, g.block)
-    flags.pop("RESTS"), flags.pop("EVERYWHERE"), flags.pop("CORRECT"), flags.pop("EDGE")
+    tile = min(s.k_rows, g.block)
     backward_kernels.grad_kv_kernel[(g.nk * (g.block // tile), g.kv_heads, g.batch)](
-        *sources, blocks, counts, lengths, *pooled, grad_k, grad_v, *shapes, *g.bases,
-        **flags, KT=tile, QT=min(settings.k_tile, g.block), REST=g.rest if plan.has_rest else 0,
+        *work.sources, blocks, counts, work.lengths, *pooled, grad_k, grad_v, *work.shapes, *g.bases,
+        **work.flags, KT=tile, QT=min(s.k_tile, g.block), REST=g.rest if plan.has_rest else 0,
         L2=2 in g.sizes, L4=4 in g.sizes, L8=8 in g.sizes, CORRECT=plan.correction == "isotropic",
-        STAGES=settings.stages, num_warps=settings.k_warps,
+        STAGES=s.k_stages, num_warps=s.k_warps,
     )  # fmt: skip
-    return grad_q, grad_k, grad_v
+    return grad_k, grad_v
 
 
-def _backward_pooled(
-    sources: tuple[torch.Tensor, ...],
-    shapes: tuple[float | int, ...],
-    flags: dict[str, bool | int],
-    lengths: torch.Tensor,
-    plan: Plan,
-    settings: BackwardSettings,
-    g: Geometry,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def grad_pooled(work: Backward) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of the pooled keys, values and variances, float32, in the pooled buffer's rows.
 
     Rest tokens are seen by every query block, so their sum over query blocks is split and reduced in a fixed order; no atomics.
     """
-    new = {"dtype": torch.float32, "device": sources[0].device}
+    g, s, plan = work.g, work.settings, work.plan
+    new = {"dtype": torch.float32, "device": work.sources[0].device}
     shape = (g.batch, g.kv_heads, g.rows)
     keys, values, variance = torch.empty(*shape, g.width, **new), torch.empty(*shape, g.width, **new), torch.empty(shape, **new)
-    common = {name: flags[name] for name in ("CORRECT", "EVERYWHERE", "CAUSAL", "VARLEN", "BNHD", "D", "BK")}
-    common |= {"QT": min(settings.pooled_tile, g.block), "STAGES": settings.stages, "num_warps": settings.pooled_warps}
+    common = work.flags | {"CORRECT": plan.correction == "isotropic", "EVERYWHERE": plan.everywhere}
+    common |= {"QT": min(s.pooled_tile, g.block), "STAGES": s.pooled_stages, "num_warps": s.pooled_warps}
     half = g.block // 2
     for size, base in zip((2, 4, 8), g.bases, strict=False):
         if size in g.sizes:
             blocks, counts = transpose(plan.levels, size, size // 2, g)
             count = g.nk * g.block // size
             backward_kernels.grad_pooled_kernel[(blocks.shape[2], g.kv_heads, g.batch)](
-                *sources, blocks, counts, lengths, keys, values, variance, *shapes, base, count, g.rows, 0, 1,
+                *work.sources, blocks, counts, work.lengths, keys, values, variance, *work.shapes, base, count, g.rows, 0, 1,
                 **common, SIZE=size, TP=half, DENSE=False,
             )  # fmt: skip
     if plan.has_rest:
         count = g.nk * g.block // g.rest
-        tile = min(settings.rest_tile, g.rest_tile)
+        tile = min(s.rest_tile, g.rest_tile)
         tiles = -(-count // tile)
-        splits = max(1, min(settings.splits, g.nq))
+        splits = max(1, min(s.splits, g.nq))
         parts = [torch.empty(splits, g.batch, g.kv_heads, count, *x, **new) for x in ((g.width,), (g.width,), ())]
         backward_kernels.grad_pooled_kernel[(tiles * splits, g.kv_heads, g.batch)](
-            *sources, plan.levels, plan.levels, lengths, *parts, *shapes, g.bases[3], count, count, tiles, splits,
+            *work.sources, plan.levels, plan.levels, work.lengths, *parts, *work.shapes, g.bases[3], count, count, tiles, splits,
             **common, SIZE=g.rest, TP=tile, DENSE=True,
         )  # fmt: skip
         for total, part in zip((keys, values, variance), parts, strict=True):

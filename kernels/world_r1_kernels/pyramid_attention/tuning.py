@@ -50,36 +50,69 @@ class BackwardSettings:
     pooled_warps: int = 8
     rest_tile: int = 64
     splits: int = 16
-    stages: int = 2
+    q_stages: int = 2
+    k_stages: int = 2
+    pooled_stages: int = 2
 
 
+#: What `world-r1 bench attention --tune` tries, most promising first.
 FORWARD_CANDIDATES = tuple(
-    ForwardSettings(rows, tile, 64, warps, stages, True, specialise, split)
-    for rows, tile, warps, stages, specialise, split in (
-        (128, 64, 4, 2, False, False),
-        (128, 64, 4, 3, False, False),
-        (128, 64, 8, 3, False, False),
-        (128, 128, 8, 2, False, False),
-        (128, 128, 4, 2, True, True),
-        (128, 64, 4, 2, True, True),
-        (128, 64, 4, 2, False, True),
-        (128, 128, 8, 2, False, True),
-        (64, 128, 4, 2, False, False),
-        (64, 64, 4, 3, False, False),
+    ForwardSettings(rows, tile, pooled_tile, warps, stages, True, specialise, split)
+    for rows, tile, pooled_tile, warps, stages, specialise, split in (
+        (128, 128, 64, 4, 2, True, True),
+        (128, 64, 64, 4, 2, False, False),
+        (128, 64, 64, 8, 3, False, False),
+        (128, 128, 64, 8, 2, False, False),
+        (128, 64, 64, 4, 2, False, True),
+        (128, 64, 32, 4, 2, False, False),
+        (128, 64, 64, 4, 3, False, False),
+        (64, 64, 64, 4, 3, False, False),
+        (64, 128, 64, 4, 2, False, False),
+        (128, 128, 64, 8, 2, False, True),
+        (128, 64, 64, 4, 2, True, True),
+        (128, 64, 64, 8, 2, False, False),
     )
 )
-BACKWARD_CANDIDATES = tuple(
-    BackwardSettings(q_rows, q_tile, q_warps, k_rows, k_tile, k_warps, 64, 8, 64, splits, stages)
-    for q_rows, q_tile, q_warps, k_rows, k_tile, k_warps, splits, stages in (
-        (128, 64, 8, 128, 64, 8, 16, 2),
-        (128, 64, 8, 64, 64, 8, 16, 3),
-        (128, 64, 8, 64, 64, 4, 16, 2),
-        (128, 64, 8, 128, 32, 8, 16, 3),
-        (64, 64, 4, 64, 64, 4, 16, 3),
-        (128, 128, 8, 128, 64, 8, 16, 1),
-        (128, 32, 8, 64, 128, 8, 16, 2),
-    )
-)
+#: The backward's three parts do not depend on each other's shapes and are tuned one by one.
+BACKWARD_CANDIDATES: dict[str, tuple[dict[str, int], ...]] = {
+    "dq": tuple(
+        {"q_rows": rows, "q_tile": tile, "q_warps": warps, "q_stages": stages}
+        for rows, tile, warps, stages in (
+            (128, 64, 8, 2),
+            (64, 64, 4, 2),
+            (64, 64, 4, 3),
+            (128, 64, 8, 3),
+            (128, 32, 8, 3),
+            (64, 128, 4, 2),
+            (128, 128, 8, 1),
+            (64, 32, 4, 3),
+        )
+    ),
+    "dkv": tuple(
+        {"k_rows": rows, "k_tile": tile, "k_warps": warps, "k_stages": stages}
+        for rows, tile, warps, stages in (
+            (128, 64, 8, 2),
+            (64, 64, 8, 3),
+            (64, 64, 4, 2),
+            (128, 32, 8, 3),
+            (64, 32, 4, 3),
+            (128, 64, 8, 3),
+            (64, 128, 8, 2),
+            (64, 64, 4, 3),
+        )
+    ),
+    "pooled": tuple(
+        {"pooled_tile": tile, "pooled_warps": warps, "rest_tile": rest, "splits": splits, "pooled_stages": stages}
+        for rest, tile, warps, splits, stages in (
+            (64, 64, 8, 16, 2),
+            (64, 64, 4, 16, 2),
+            (128, 64, 8, 16, 2),
+            (64, 32, 4, 16, 3),
+            (128, 64, 8, 32, 2),
+            (64, 64, 8, 8, 3),
+        )
+    ),
+}
 
 
 def forward_settings(device: torch.device, width: int) -> ForwardSettings:
@@ -115,3 +148,9 @@ def record(device: torch.device, name: str, settings: ForwardSettings | Backward
     content.setdefault(key(device), {})[name] = asdict(settings)
     TABLE.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     table.cache_clear()
+
+
+def keep_copy(folder: Path) -> None:
+    """A copy of the table in `folder`, where there is a table."""
+    if TABLE.is_file():
+        (folder / TABLE.name).write_text(TABLE.read_text(encoding="utf-8"), encoding="utf-8")

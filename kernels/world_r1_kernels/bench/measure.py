@@ -1,0 +1,138 @@
+"""The timings of `world-r1 bench attention` on a GPU: dense baselines, ours as a whole and part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from world_r1_kernels.bench.attention import inputs, settings_of, timed
+from world_r1_kernels.bench.shapes import Shape
+from world_r1_kernels.bench.steps import Steps
+from world_r1_kernels.pyramid_attention import Plan, PyramidConfig, launch, make_plan, pyramid_attention, tuning
+
+
+def rest_for(density: float) -> int:
+    """Tokens behind a rest token at this density: its cost, 1/rest, is at most a third of the budget."""
+    return 32 if density >= 0.1 else 64
+
+
+def shape(shape: Shape, densities: Sequence[float], steps: Steps, device: torch.device) -> None:
+    """Rows of one shape into `steps.result["rows"]`: the dense baselines, then ours at each density."""
+    dense: dict[str, float] = {}
+    for name, backend in (("cudnn", SDPBackend.CUDNN_ATTENTION), ("flash", SDPBackend.FLASH_ATTENTION)):
+        for what, call in (("forward", _dense_forward), ("backward", _dense_backward)):
+            ms = steps.step(
+                f"{shape.name} {name} {what}",
+                lambda call=call, backend=backend: call(shape, backend, device),  # type: ignore[misc]
+                needs=20,
+            )
+            if ms is not None:
+                dense[f"{name} {what} ms"] = ms
+                steps.say(f"{shape.name} {name} {what}: {ms:.3f} ms")
+    for density in densities:
+        row: dict[str, Any] = {"shape": shape.name, "density": density, **dense}
+        steps.result["rows"].append(row)
+        steps.step(f"{shape.name} density {density}", lambda row=row: ours(shape, row, steps, device), needs=20)  # type: ignore[misc]
+        torch.cuda.empty_cache()
+
+
+def _dense_forward(shape: Shape, backend: SDPBackend, device: torch.device) -> float:
+    q, k, v, _ = inputs(shape, device)
+    with sdpa_kernel(backend):
+        return timed(lambda: scaled_dot_product_attention(q, k, v))
+
+
+def _dense_backward(shape: Shape, backend: SDPBackend, device: torch.device) -> float:
+    *leaves, grad = inputs(shape, device)
+    leaves = [x.requires_grad_() for x in leaves]
+    with sdpa_kernel(backend):
+        out = scaled_dot_product_attention(*leaves)
+        return timed(_backward(out, leaves, grad))
+
+
+def _backward(out: torch.Tensor, leaves: list[torch.Tensor], grad: torch.Tensor) -> Callable[[], Any]:
+    return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
+
+
+def ours(shape: Shape, row: dict[str, Any], steps: Steps, device: torch.device) -> None:
+    """Fill `row`: forward and backward with everything, the parts, FlexAttention on the same full blocks, and the ratios."""
+    q, k, v, grad = inputs(shape, device)
+    config = PyramidConfig(density=row["density"], rest=rest_for(row["density"]))
+    plan: Plan = make_plan(q, k, config)
+    row |= {"attention density": plan.attention_density, "estimator density": plan.estimator_cost}
+    row["settings"] = settings_of(device, shape.width)
+    label = f"{shape.name} density {row['density']}"
+
+    def note(name: str, call: Callable[[], Any]) -> float | None:
+        ms = steps.step(f"{label} {name}", lambda: timed(call), needs=10)
+        if ms is not None:
+            row[f"{name} ms"] = ms
+            steps.say(f"  {name}: {ms:.3f} ms")
+        return ms
+
+    whole = note("forward with everything", lambda: pyramid_attention(q, k, v, config))
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    graph = pyramid_attention(leaves[0], leaves[1], leaves[2], plan)
+    backward = note("backward", _backward(graph, leaves, grad))
+    del graph
+    parts(q, k, v, grad, plan, config, note)
+    if kernel := row.get("kernel ms"):
+        row["kernel TFLOP/s"] = 4 * plan.attention_density * shape.pairs * shape.width / kernel / 1e9
+        steps.say(f"  kernel: {row['kernel TFLOP/s']:.0f} TFLOP/s at density {plan.attention_density:.4f}")
+    for name, mine, base in (("forward", whole, "cudnn forward ms"), ("backward", backward, "cudnn backward ms")):
+        if mine and base in row:
+            row[f"{name} against cudnn"] = row[base] / mine
+            steps.say(f"  {name} against cuDNN: {row[base] / mine:.2f}x")
+    flex = steps.step(f"{label} FlexAttention", lambda: _flex(q, k, v, plan), needs=60)
+    if flex is not None:
+        row["flex forward ms"] = flex
+        steps.say(f"  FlexAttention on the same full blocks: {flex:.3f} ms")
+
+
+def parts(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    grad: torch.Tensor,
+    plan: Plan,
+    config: PyramidConfig,
+    note: Callable[[str, Callable[[], Any]], float | None],
+) -> None:
+    """Time every launch by itself."""
+    device, width = q.device, q.shape[-1]
+    g = launch.Geometry.of(q, k, plan, False)
+    pyramid, listed = launch.pool(k, v, None, g), launch.lists(plan.levels, None, False, g)
+    out, lse = torch.empty_like(q), torch.empty(q.shape[:3], dtype=torch.float32, device=device)
+    settings, scale = tuning.forward_settings(device, width), width**-0.5
+    note("select", lambda: make_plan(q, k, config))
+    note("pool", lambda: launch.pool(k, v, None, g))
+    note("list", lambda: launch.lists(plan.levels, None, False, g))
+    note("kernel", lambda: launch.attend(q, k, v, plan, pyramid, listed, out, lse, scale, settings, g))
+    for phase, name in ((1, "kernel, full blocks alone"), (2, "kernel, other parts alone")):
+        note(name, lambda phase=phase: launch.attend(q, k, v, plan, pyramid, listed, out, lse, scale, settings, g, (phase,)))  # type: ignore[misc]
+    launch.attend(q, k, v, plan, pyramid, listed, out, lse, scale, settings, g)
+    backward = tuning.backward_settings(device, width)
+    work = launch.prepare_backward(q, k, v, out, lse, grad, None, plan, scale, backward, False)
+    pooled = launch.grad_pooled(work)
+    note(
+        "backward: delta, pool, list",
+        lambda: launch.prepare_backward(q, k, v, out, lse, grad, None, plan, scale, backward, False),
+    )
+    note("backward: dq", lambda: launch.grad_q(work))
+    note("backward: pooled", lambda: launch.grad_pooled(work))
+    note("backward: dk, dv", lambda: launch.grad_kv(work, pooled))
+
+
+def _flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan) -> float:
+    """Milliseconds of FlexAttention on the plan's full blocks alone."""
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+    full = plan.levels == 1
+    order = torch.argsort(~full, dim=-1, stable=True).int()
+    mask = BlockMask.from_kv_blocks(full.sum(-1).int(), order, BLOCK_SIZE=plan.block, seq_lengths=(q.shape[2], k.shape[2]))
+    compiled = torch.compile(flex_attention)
+    return timed(lambda: compiled(q, k, v, block_mask=mask))
