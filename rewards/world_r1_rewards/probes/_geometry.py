@@ -49,6 +49,8 @@ class Geometry:
     #: Re-rendered keyframes: mean patch correlation -1..1, and PSNR in dB after gain and bias.
     correlation: float
     photometric: float
+    #: Keyframes against their re-rendering: difference in brightness and contrast over the standard deviation, >= 0.
+    exposure: float
     #: Coloured points for reports and new views: [N, 3] float32 in the frame of camera 0, [N, 3] uint8.
     points: np.ndarray
     colours: np.ndarray

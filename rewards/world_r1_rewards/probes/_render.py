@@ -26,6 +26,7 @@ class Agreement(NamedTuple):
 
     correlation: torch.Tensor  #: mean ZNCC of textured patches, -1..1
     photometric: torch.Tensor  #: PSNR in dB after the best gain and bias a pair
+    exposure: torch.Tensor  #: how far brightness and contrast are apart, in standard deviations of the keyframe; 0 for steady light
 
 
 def agreement(frames: torch.Tensor, problem: Problem, p: Projection, used: torch.Tensor) -> Agreement:
@@ -52,7 +53,9 @@ def agreement(frames: torch.Tensor, problem: Problem, p: Projection, used: torch
     floor = (FLAT * variance).repeat_interleave(A * T)
     pairs = used.reshape(-1).to(frames.dtype)
     mean = lambda value: ((value * pairs).view(B, -1).sum(1)) / pairs.view(B, -1).sum(1).clamp_min(1)  # noqa: E731
-    return Agreement(mean(_zncc(key, warped, visible, floor)), mean(_psnr(key, warped, visible)))
+    return Agreement(
+        mean(_zncc(key, warped, visible, floor)), mean(_psnr(key, warped, visible)), mean(_exposure(key, warped, visible))
+    )
 
 
 def _upsample(shift: torch.Tensor, base: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -116,33 +119,13 @@ def _psnr(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Tenso
     return -10 * (mean(error * error) + 1e-5).log10()
 
 
-def splat(
-    points: torch.Tensor, colours: torch.Tensor, c2w: torch.Tensor, K: torch.Tensor, size: tuple[int, int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Render coloured points with a depth buffer: image [H, W, 3] in 0..1 and coverage mask [H, W] bool.
+def _exposure(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """[N] distance of two pictures in brightness and contrast: both differences over the mean standard deviation.
 
-    `points` [N, 3] world, `colours` [N, 3] in 0..1, `c2w` [4, 4], `K` [3, 3] in pixels of `size` (pixel centres at +0.5). A point
-    paints the 2x2 pixels about it; the nearest wins. Small holes are filled from their painted neighbours and count as covered.
+    What the camera does hardly changes either, and a gain of the whole clip changes neither; light that comes and goes does.
     """
-    height, width = size
-    local = (points - c2w[:3, 3]) @ c2w[:3, :3]
-    ahead = local[:, 2] > 1e-3
-    local, colours = local[ahead], colours[ahead]
-    u = local[:, 0] / local[:, 2] * K[0, 0] + K[0, 2] - 0.5
-    v = local[:, 1] / local[:, 2] * K[1, 1] + K[1, 2] - 0.5
-    columns = torch.stack([u.floor(), u.floor() + 1]).repeat(2, 1).flatten().long()
-    rows = torch.stack([v.floor(), v.floor() + 1]).repeat_interleave(2, 0).flatten().long()
-    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
-    index = (rows * width + columns)[inside]
-    depth, paint = local[:, 2].repeat(4)[inside], colours.repeat(4, 1)[inside]
-    nearest = torch.full((height * width,), torch.inf, device=depth.device, dtype=depth.dtype)
-    nearest.scatter_reduce_(0, index, depth, "amin")
-    front = depth <= nearest[index] * 1.02  # blend what lies on the same surface
-    total = torch.zeros(height * width, 4, device=depth.device, dtype=depth.dtype)
-    total.index_add_(0, index[front], torch.cat([paint, torch.ones_like(paint[:, :1])], 1)[front])
-    image = total.view(1, height, width, 4).permute(0, 3, 1, 2)
-    for _ in range(2):
-        around = F.avg_pool2d(image, 3, 1, 1)
-        image = torch.where(image[:, 3:] > 0, image, around)
-    covered = image[0, 3] > 0
-    return (image[0, :3] / image[0, 3:].clamp_min(1e-6)).permute(1, 2, 0) * covered[..., None], covered
+    total = weight.sum((1, 2)).clamp_min(1)
+    mean = lambda x: (x * weight).sum((1, 2)) / total  # noqa: E731
+    a_mean, b_mean = mean(a), mean(b)
+    a_std, b_std = ((mean(x * x) - m * m).clamp_min(1e-6).sqrt() for x, m in ((a, a_mean), (b, b_mean)))
+    return ((a_mean - b_mean) ** 2 + (a_std - b_std) ** 2).sqrt() / (0.5 * (a_std + b_std))

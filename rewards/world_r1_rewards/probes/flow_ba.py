@@ -215,6 +215,7 @@ def _geometry(clip: Clip, view: _View, state: _lm.State, error: torch.Tensor, sc
         relief=float(np.mean([np.median(np.abs(z - np.median(z))) for z in state.z.numpy()])),
         texture=float((tracks.texture > 0.5).mean()),
         correlation=scores["correlation"], photometric=scores["photometric"],
+        exposure=scores["exposure"],
         points=points, colours=colours, focal_shift=float(state.focal) - view.focal,
         pairs=tracks.used, scene_depth=float(np.median(depth[len(depth) // 2])),
     )  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 from world_r1.reward import Degenerate, Probe
 from world_r1.types import Clip
 from world_r1_rewards.probes._geometry import Geometry
-from world_r1_rewards.probes._render import splat
+from world_r1_rewards.render import splat
 
 #: Neighbouring pixels whose log depth differs by more than this lie on different surfaces; what spans them is not drawn.
 TEAR = 0.06
@@ -53,11 +53,11 @@ class NovelView(Probe):
             distance = np.linalg.norm(geometry.c2w[:, :3, 3] - c2w[:3, 3], axis=1).min() / geometry.scene_depth
             if distance < self.parallax:
                 continue
-            image, covered = splat(points, colours, torch.from_numpy(c2w), K, geometry.size)
-            share = float(covered.float().mean())
+            drawn = splat(points, colours, torch.from_numpy(c2w)[None], K, geometry.size)
+            share = float(drawn.covered.float().mean())
             best = max(best, share)
             if share >= self.coverage:
-                picture = (_fill(image, covered).numpy() * 255).round().clip(0, 255).astype(np.uint8)
+                picture = (_fill(drawn.image[0], drawn.covered[0]).numpy() * 255).round().clip(0, 255).astype(np.uint8)
                 return {"image": picture, "c2w": c2w, "coverage": share, "parallax": float(distance)}
         raise Degenerate(f"no new view off the path shows {self.coverage:.0%} of the scene (best {best:.0%} of {self.tries} tries)")
 
