@@ -39,6 +39,7 @@ FREE = (
     "rewards.timeout",
     "rewards.batch",
     "rewards.max_failure_rate",
+    "rewards.pools",
 )
 #: Exceptions to `FREE`, because they change what is computed.
 BOUND = ("cluster.max_staleness", "cluster.sample_batch")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,6 +19,9 @@ class Strict(BaseModel):
     """Base of every section: unknown keys are refused, values are frozen after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+Section = TypeVar("Section", bound=Strict)
 
 
 class LoraConfig(Strict):
@@ -191,6 +194,8 @@ class RewardsConfig(Strict):
     rewards: tuple[RewardConfig, ...] = (RewardConfig(name="constant"),)
     #: Constructor options by probe name, for example {"flow_ba": {"keys": 3}}.
     probes: dict[str, dict[str, Any]] = {}
+    #: Names of running worker pools (`world-r1 rewards up`) that together give these rewards; null starts workers of this run's own.
+    pools: tuple[str, ...] | None = Field(None, min_length=1)
     #: Share of failed videos in a step above which the run stops.
     max_failure_rate: float = Field(0.3, ge=0, le=1)
     #: Seconds after which one video's scoring counts as failed.
@@ -337,7 +342,11 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
 
     Raises `ConfigError` for a missing or malformed file, an unknown key (with the nearest known one), or a bad value.
     """
-    path = Path(path)
+    return parse(read_tree(Path(path), overrides), source=str(path))
+
+
+def read_tree(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
+    """A YAML file with overrides as a nested mapping, not validated yet; raises `ConfigError` as `load` does."""
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
@@ -350,15 +359,20 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
         raise ConfigError(f"{path} must hold a mapping of sections, got {type(tree).__name__}")
     for override in overrides:
         _override(tree, override)
-    return parse(tree, source=str(path))
+    return tree
 
 
 def parse(tree: dict[str, Any], source: str = "configuration") -> Config:
     """Validate a nested mapping; raises `ConfigError` with one line per problem."""
+    return parse_as(Config, tree, source)
+
+
+def parse_as(root: type[Section], tree: dict[str, Any], source: str) -> Section:
+    """`parse` for another root than `Config`."""
     try:
-        return Config.model_validate(tree)
+        return root.model_validate(tree)
     except ValidationError as error:
-        problems = "; ".join(_explain(problem) for problem in error.errors())
+        problems = "; ".join(_explain(problem, root) for problem in error.errors())
         raise ConfigError(f"{source}: {problems}") from error
 
 
@@ -395,23 +409,28 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, root: type[BaseModel]) -> str:
     """One pydantic problem in one line, with the nearest key for a misspelt one."""
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
         message = problem["msg"].removeprefix("Value error, ")
         return f"{where or 'configuration'}: {message} (got {problem['input']!r})" if where else message
-    known = _keys_at(problem["loc"][:-1])
+    known = _keys_at(problem["loc"][:-1], root)
     near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
     return f"unknown key {where!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known keys are {', '.join(known)}")
 
 
-def _keys_at(location: tuple[Any, ...]) -> list[str]:
-    section: type[BaseModel] = Config
+def _keys_at(location: tuple[Any, ...], root: type[BaseModel]) -> list[str]:
+    section: type[BaseModel] = root
     for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = section.model_fields[part].annotation
-        options = [annotation, *get_args(annotation)]
-        section = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+        if part in section.model_fields:  # else an index of a list, or a key of a mapping of sections
+            section = _section(section.model_fields[str(part)].annotation)
     return list(section.model_fields)
+
+
+def _section(annotation: Any) -> type[BaseModel]:
+    """The section inside an annotation such as `Section | None`, `tuple[Section, ...]` or `dict[str, Section]`."""
+    options = [annotation]
+    while not (isinstance(options[0], type) and issubclass(options[0], BaseModel)):
+        options = [*options[1:], *get_args(options[0])]
+    return options[0]
