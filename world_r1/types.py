@@ -96,6 +96,8 @@ class Score:
     value: float | None
     parts: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
+    #: What the number depends on besides the clip: a judge's model and rubric with its hash, a checkpoint.
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.status == "ok") != (self.value is not None):
