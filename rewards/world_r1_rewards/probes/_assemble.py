@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -97,7 +98,8 @@ class Estimate:
     K: np.ndarray  #: [3, 3] pixels of the working size
     depth: np.ndarray  #: [A, h, w] z-depth of the keyframes at the grid points, > 0
     residual: np.ndarray  #: [A, F, h, w] distance of induced and measured displacement, working pixels
-    scores: dict[str, float]  #: correlation, photometric, exposure: see `_render.Agreement`
+    scores: Mapping[str, float]  #: correlation, photometric, exposure: see `_render.Agreement`
+    pair_correlation: np.ndarray  #: [A, F] correlation by pair
     translation_share: float
     relief: float
     focal_shift: float
@@ -112,7 +114,10 @@ def assemble(clip: Clip, view: View, found: Estimate) -> Geometry:
     residual, depth = found.residual, found.depth
     moved = np.linalg.norm(tracks.target, axis=-1)
     limit = INLIER + INLIER_SHARE * moved
-    good = seen * (residual < limit)
+    good, fit = seen * (residual < limit), seen / (1 + (residual / limit) ** 2)
+    sure = tracks.texture[:, None]
+    pair_firmness = (fit * sure).sum((2, 3)) / np.maximum((seen * sure).sum((2, 3)), 1e-3)
+    blind = ~tracks.used
     confidence = (good.sum(1) / used).astype(np.float32)
     if found.confidence is not None:
         confidence = confidence * found.confidence
@@ -121,7 +126,7 @@ def assemble(clip: Clip, view: View, found: Estimate) -> Geometry:
         c2w=_interpolate(found.poses, view.frames, len(clip.video)),
         K=found.K, size=(height, width), frames=view.frames, keys=view.frames[view.keys],
         depth=depth, grid=view.points + 0.5, confidence=confidence,
-        rigidity=float((seen / (1 + (residual / limit) ** 2)).sum() / count),
+        rigidity=float(fit.sum() / count), firmness=float((fit * sure).sum() / max((seen * sure).sum(), 1e-3)),
         inliers=float(good.sum() / count), residual=float((np.minimum(residual, 3.0) * seen).sum() / count),
         coverage=float(tracks.coverage[tracks.used].mean()), link=tracks.link,
         motion=float((moved * seen).sum() / count) / width,
@@ -130,6 +135,8 @@ def assemble(clip: Clip, view: View, found: Estimate) -> Geometry:
         texture=float((tracks.texture > 0.5).mean()),
         correlation=found.scores["correlation"], photometric=found.scores["photometric"],
         exposure=found.scores["exposure"],
+        pair_firmness=np.where(blind, np.nan, pair_firmness).astype(np.float32),
+        pair_correlation=np.where(blind, np.nan, found.pair_correlation).astype(np.float32),
         points=points, colours=colours, focal_shift=found.focal_shift,
         pairs=tracks.used, scene_depth=float(np.median(depth[len(depth) // 2])),
     )  # fmt: skip

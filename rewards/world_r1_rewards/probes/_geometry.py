@@ -30,6 +30,8 @@ class Geometry:
     confidence: np.ndarray
     #: Mean over the checked observations of 1 / (1 + (residual / limit)^2): graded where most are outliers of the limit below, 0..1.
     rigidity: float
+    #: The same with observations weighted by texture: where there is none, flow and its residual say little. 0..1.
+    firmness: float
     #: Share of the checked observations within half a working pixel of the reconstruction, 0..1.
     inliers: float
     #: Mean robust residual in working pixels.
@@ -51,6 +53,9 @@ class Geometry:
     photometric: float
     #: Keyframes against their re-rendering: difference in brightness and contrast over the standard deviation, >= 0.
     exposure: float
+    #: [A, F] float32 firmness and patch correlation by pair of keyframe and frame; nan where `pairs` is False.
+    pair_firmness: np.ndarray
+    pair_correlation: np.ndarray
     #: Coloured points for reports and new views: [N, 3] float32 in the frame of camera 0, [N, 3] uint8.
     points: np.ndarray
     colours: np.ndarray

@@ -22,11 +22,16 @@ EXCUSE = 0.35
 
 
 class Agreement(NamedTuple):
-    """How well keyframes are explained by other frames; [B] each."""
+    """How well keyframes are explained by other frames; [B] each, the mean over pairs."""
 
     correlation: torch.Tensor  #: mean ZNCC of textured patches, -1..1
     photometric: torch.Tensor  #: PSNR in dB after the best gain and bias a pair
     exposure: torch.Tensor  #: how far brightness and contrast are apart, in standard deviations of the keyframe; 0 for steady light
+    pairs: torch.Tensor  #: [B, A, T] correlation by pair
+
+    def numbers(self) -> dict[str, float]:
+        """The means of one clip (an agreement without its batch dimension)."""
+        return {name: float(getattr(self, name)) for name in ("correlation", "photometric", "exposure")}
 
 
 def agreement(frames: torch.Tensor, problem: Problem, p: Projection, used: torch.Tensor) -> Agreement:
@@ -34,28 +39,45 @@ def agreement(frames: torch.Tensor, problem: Problem, p: Projection, used: torch
 
     `frames` [B, T, H, W] grey in 0..1; `used` [B, A, T] bool says which pairs count. The grid of `problem` must be the clip's.
     """
+    at = torch.stack([p.u * p.f, p.v * p.f], 3).unflatten(-1, problem.base.shape[:2])
+    return compare(frames, at, p.ahead, problem.base, problem.keys, problem.weight, used)
+
+
+def compare(
+    frames: torch.Tensor,
+    at: torch.Tensor,
+    ahead: torch.Tensor,
+    base: torch.Tensor,
+    keys: torch.Tensor,
+    weight: torch.Tensor,
+    used: torch.Tensor,
+) -> Agreement:
+    """Compare keyframes with themselves, re-rendered by looking up every point where it appears in the other frames.
+
+    `frames` [B, T, H, W] grey in 0..1; `at` [B, A, T, 2, h, w] where the grid points of keyframe a appear in frame t, pixels from the
+    frame's centre, and `ahead` [B, A, T, h * w] bool whether before the camera; `base` [h, w, 2] the points themselves; `keys` [A];
+    `weight` [B, A, T, h, w] is 0 where the flows disagree; `used` [B, A, T] bool says which pairs count.
+    """
     B, T, H, W = frames.shape
-    A = len(problem.keys)
-    seen = p.ahead.to(frames.dtype)
-    at = torch.stack([p.u * p.f, p.v * p.f], 3).unflatten(-1, problem.base.shape[:2])  # [B, A, T, 2, h, w] from the centre
-    shift = at - problem.base.permute(2, 0, 1)
-    dense = _upsample(shift, problem.base, H, W)  # [B*A*T, 2, H, W]
+    A = len(keys)
+    seen = ahead.to(frames.dtype)
+    dense = _upsample(at - base.permute(2, 0, 1), base, H, W)  # [B*A*T, 2, H, W]
     y, x = torch.meshgrid(torch.arange(H, device=dense.device), torch.arange(W, device=dense.device), indexing="ij")
     pixel = torch.stack([x, y]).to(dense) + 0.5 + dense
     look = torch.stack([pixel[:, 0] / W, pixel[:, 1] / H], -1) * 2 - 1
     source = frames[:, None].expand(B, A, T, H, W).reshape(-1, 1, H, W)
     warped = F.grid_sample(source, look, mode="bilinear", padding_mode="border", align_corners=False)[:, 0]
     inside = (look.abs() <= 1).all(-1)
-    front = F.interpolate(seen.reshape(-1, 1, *problem.base.shape[:2]), size=(H, W), mode="nearest")[:, 0]
-    visible = _visible(problem, inside.to(frames.dtype) * front, H, W)
-    key = frames[:, problem.keys][:, :, None].expand(B, A, T, H, W).reshape(-1, H, W)
+    front = F.interpolate(seen.reshape(-1, 1, *base.shape[:2]), size=(H, W), mode="nearest")[:, 0]
+    visible = _visible(weight, inside.to(frames.dtype) * front)
+    key = frames[:, keys][:, :, None].expand(B, A, T, H, W).reshape(-1, H, W)
     variance = frames.flatten(2).var(2).mean(1).clamp_min(1e-6)
     floor = (FLAT * variance).repeat_interleave(A * T)
     pairs = used.reshape(-1).to(frames.dtype)
     mean = lambda value: ((value * pairs).view(B, -1).sum(1)) / pairs.view(B, -1).sum(1).clamp_min(1)  # noqa: E731
-    return Agreement(
-        mean(_zncc(key, warped, visible, floor)), mean(_psnr(key, warped, visible)), mean(_exposure(key, warped, visible))
-    )
+    correlation = _zncc(key, warped, visible, floor)
+    rest = mean(_psnr(key, warped, visible)), mean(_exposure(key, warped, visible))
+    return Agreement(mean(correlation), *rest, correlation.view(B, A, T))
 
 
 def _upsample(shift: torch.Tensor, base: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -77,10 +99,10 @@ def _lerp(values: torch.Tensor, at: torch.Tensor, dim: int) -> torch.Tensor:
     return torch.lerp(values.index_select(dim, low), values.index_select(dim, (low + 1).clamp_max(last)), share)
 
 
-def _visible(problem: Problem, inside: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def _visible(weight: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     """In the frame and not occluded (where the flows disagree), but occlusion may not excuse more than its share."""
-    agreed = (problem.weight > 0).to(inside.dtype).reshape(-1, 1, *problem.base.shape[:2])
-    agreed = F.interpolate(agreed, size=(height, width), mode="nearest")[:, 0] * inside
+    agreed = (weight > 0).to(inside.dtype).reshape(-1, 1, *weight.shape[3:])
+    agreed = F.interpolate(agreed, size=inside.shape[1:], mode="nearest")[:, 0] * inside
     enough = agreed.sum((1, 2)) > (1 - EXCUSE) * inside.sum((1, 2))
     return torch.where(enough[:, None, None], agreed, inside)
 

@@ -88,8 +88,8 @@ class FlowBA(Probe):
             if not all(bool(x.isfinite().all()) for x in one):
                 outputs.append(ArithmeticError("bundle adjustment diverged"))
                 continue
-            scores = {name: float(value[i]) for name, value in agreement._asdict().items()}
-            outputs.append(assemble(clip, view, _estimate(view, one, error[i].cpu(), scores, float(shares[i]))))
+            found = _render.Agreement(*(x[i].cpu() for x in agreement))
+            outputs.append(assemble(clip, view, _estimate(view, one, error[i].cpu(), found, float(shares[i]))))
         return outputs
 
 
@@ -121,7 +121,7 @@ def _translation_share(problem: _lm.Problem, state: _lm.State, p: _lm.Projection
     return ((parallax * seen).sum((1, 2, 3)) / (full * seen).sum((1, 2, 3)).clamp_min(1e-3)).clamp(0, 1)
 
 
-def _estimate(view: View, state: _lm.State, error: torch.Tensor, scores: dict[str, float], share: float) -> Estimate:
+def _estimate(view: View, state: _lm.State, error: torch.Tensor, found: _render.Agreement, share: float) -> Estimate:
     height, width = view.grey.shape[1:]
     f = width * math.exp(float(state.focal))
     return Estimate(
@@ -129,7 +129,8 @@ def _estimate(view: View, state: _lm.State, error: torch.Tensor, scores: dict[st
         K=np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]], np.float32),
         depth=np.exp(-state.z.numpy()).astype(np.float32),
         residual=error.numpy().reshape(view.tracks.mask.shape),
-        scores=scores,
+        scores=found.numbers(),
+        pair_correlation=found.pairs.numpy(),
         translation_share=share,
         relief=float(np.mean([np.median(np.abs(z - np.median(z))) for z in state.z.numpy()])),
         focal_shift=float(state.focal) - view.focal,
