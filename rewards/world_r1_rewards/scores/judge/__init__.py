@@ -1,0 +1,1 @@
+"""Scores made of the answers of vision-language models."""
