@@ -63,6 +63,24 @@ def test_full_length_repeats_to_the_bit(tokens: int) -> None:
     assert torch.equal(make_plan(q, k, PyramidConfig(density=0.1, rest=32)).levels, plan.levels)
 
 
+@pytest.mark.parametrize("allocation", ["budget", "quota"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_plans_of_the_selection_kernels(allocation: str, causal: bool) -> None:
+    """Nearly those of the specification (bfloat16 means move near ties), within the same budget, the same bits every time."""
+    q, k, _ = inputs(17776, heads=4, kv_heads=2)
+    k = (k.float() + sum(k.float().roll(n, 2) for n in (1, 2, 3))).to(k.dtype)
+    config = PyramidConfig(density=0.15, rest=32, allocation=allocation, causal=causal)
+    plan, expected = (make_plan(q, k, config, backend=backend) for backend in ("triton", "reference"))
+    plan.check()
+    assert (plan.levels != expected.levels).float().mean() < 0.02
+    if allocation == "budget":
+        spent = plan.density_per_head
+        assert (spent <= 0.15).all()
+        assert (spent > 0.15 - 2 * 128 * 128 / 17776**2).all()
+    again = make_plan(q, k, config)
+    assert torch.equal(again.levels, plan.levels)
+
+
 @pytest.mark.parametrize("settings", [s for s in tuning.FORWARD_CANDIDATES if not s.specialise][:3])
 def test_candidates_agree(settings: tuning.ForwardSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The likeliest; the tuner checks each of them, in a process of its own, because a warp-specialised one may crash the compiler."""

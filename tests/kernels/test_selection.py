@@ -7,27 +7,81 @@ import torch
 
 pytest.importorskip("triton")
 
+from world_r1_kernels.pyramid_attention import PyramidConfig, make_plan, triton_select
 from world_r1_kernels.pyramid_attention import operator as ops
-from world_r1_kernels.pyramid_attention import triton_select
-from world_r1_kernels.pyramid_attention.select import _top, importance
+from world_r1_kernels.pyramid_attention.select import block_tokens, importance, longest_prefix
 
 pytestmark = pytest.mark.skipif(not ops.interpreted(), reason="needs TRITON_INTERPRET=1, set where no GPU is")
 
 
-@pytest.mark.parametrize(("n_q", "n_k", "heads"), [(96, 96, 1), (75, 333, 1), (130, 70, 2)])
+def inputs(n_q: int, n_k: int, heads: int = 2, kv_heads: int = 1, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(n_q * 1000 + n_k)
+    drift = torch.randn(batch, kv_heads, n_k, 16, generator=generator).cumsum(2) / 8  # neighbours resemble each other
+    return (
+        torch.randn(batch, heads, n_q, 16, generator=generator),
+        drift + 0.3 * torch.randn(batch, kv_heads, n_k, 16, generator=generator),
+    )
+
+
+@pytest.mark.parametrize(("n_q", "n_k", "heads"), [(64, 96, 1), (75, 203, 1), (80, 70, 2)])
 @pytest.mark.parametrize("bnhd", [False, True])
-def test_masses_and_choice(n_q: int, n_k: int, heads: int, bnhd: bool) -> None:
-    generator = torch.Generator().manual_seed(n_k)
-    q, k = torch.randn(1, heads, n_q, 16, generator=generator), torch.randn(1, 1, n_k, 16, generator=generator)
-    turned = [x.transpose(1, 2).contiguous() if bnhd else x for x in (q, k)]
-    levels, mass = triton_select.quota_levels(*turned, 2, 32, 32, 0.25, bnhd, keep_mass=True)
-    assert mass is not None
-    torch.testing.assert_close(mass, importance(q, k, 32, 0.25), atol=1e-6, rtol=1e-4)
-    assert torch.equal(levels == 1, _top(mass, 2))
-    assert torch.equal((levels == 1) | (levels == 32), torch.ones_like(levels, dtype=torch.bool))
+def test_masses_and_the_blocks_that_the_budget_pays_for(n_q: int, n_k: int, heads: int, bnhd: bool) -> None:
+    """Masses and rank factors up to rounding; from these, the choice to the bit."""
+    q, k = inputs(n_q, n_k, heads)
+    turned = [x.transpose(1, 2).contiguous().transpose(1, 2) if bnhd else x for x in (q, k)]
+    nq, nk = -(-n_q // 32), -(-n_k // 32)
+    tokens = block_tokens(n_k, 32)
+    extra = tokens - -(-tokens // 16)
+    weight = block_tokens(n_q, 32)[:, None] * extra
+    for budget in (0, int(weight.sum()) // 3, int(weight.sum())):
+        found = triton_select.select_levels(
+            *turned, block=32, rest=16, drop=False, causal=False, scale=0.25, budget=budget, keep_mass=True
+        )
+        assert found.mass is not None
+        torch.testing.assert_close(found.mass, importance(q, k, 32, 0.25), atol=1e-6, rtol=1e-4)
+        forced = found.mass == found.mass.amax(-1, keepdim=True)
+        score = (found.mass * found.mass) * found.rank[:, :, None]
+        taken = longest_prefix(score, forced, torch.ones(nq, nk, dtype=torch.bool), weight, budget)
+        assert torch.equal(found.levels, torch.where(taken, 1, 16).to(torch.uint8))
 
 
-def test_ties_go_to_the_lower_block() -> None:
-    q, k = torch.randn(1, 1, 32, 16), torch.ones(1, 1, 160, 16)
-    levels, _ = triton_select.quota_levels(q, k, 3, 32, 32, 0.25, False)
-    assert levels.flatten().tolist() == [1, 1, 1, 32, 32]
+@pytest.mark.parametrize(
+    "config",
+    [
+        PyramidConfig(density=0.3, block=32),
+        PyramidConfig(density=0.4, rest=16, block=32, causal=True),
+        PyramidConfig(density=0.3, rest=0, block=32, min_blocks=3),
+        PyramidConfig(density=0.4, block=32, dense=((-20, 0),)),
+        PyramidConfig(density=0.3, block=32, allocation="quota"),
+        PyramidConfig(density=0.5, rest=16, block=32, allocation="quota", causal=True, dense=((0, 10),)),
+    ],
+)
+def test_plans_are_those_of_the_specification(config: PyramidConfig) -> None:
+    for n in (203, 256):
+        q, k = inputs(n, n, heads=2, batch=1)
+        plan = make_plan(q, k, config, backend="triton").check()
+        expected = make_plan(q, k, config, backend="reference")
+        assert (plan.levels != expected.levels).float().mean() < 2e-3, "more than a near tie"
+        assert torch.equal(plan.keys.sum((-1, -2)), expected.keys.sum((-1, -2))) or plan.attention_density <= config.density
+        assert plan.density == pytest.approx(expected.density, abs=2e-3)
+
+
+@pytest.mark.parametrize("allocation", ["budget", "quota"])
+def test_ties_go_to_the_lower_block(allocation: str) -> None:
+    q, k = torch.randn(1, 1, 64, 16), torch.ones(1, 1, 160, 16)
+    for backend in ("triton", "reference"):
+        config = PyramidConfig(density=0.65, block=32, allocation=allocation)
+        levels = make_plan(q, k, config, backend=backend).levels
+        expected = 2 * [[1, 1, 1, 32, 32]] if allocation == "quota" else [[1, 1, 1, 1, 1], [1, 32, 32, 32, 32]]
+        assert levels[0, 0].tolist() == expected, backend
+
+
+def test_padded_batches_and_what_the_kernels_do_not_know() -> None:
+    q, k = inputs(120, 120, batch=2)
+    config = PyramidConfig(density=0.4, block=32)
+    plan, expected = (make_plan(q, k, config, lengths=torch.tensor([120, 77]), backend=b) for b in ("triton", "reference"))
+    assert (plan.levels != expected.levels).float().mean() < 2e-3
+    with pytest.raises(ValueError, match="use backend='reference'"):
+        make_plan(q, k, PyramidConfig(levels=(1, 2), block=32), backend="triton")
+    with pytest.raises(ValueError, match="backend is one of"):
+        make_plan(q, k, config, backend="cuda")

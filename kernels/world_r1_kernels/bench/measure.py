@@ -78,6 +78,15 @@ def ours(shape: Shape, row: dict[str, Any], steps: Steps, device: torch.device) 
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
     graph = pyramid_attention(leaves[0], leaves[1], leaves[2], plan)
     backward = note("backward", _backward(graph, leaves, grad))
+    row["launches"] = {
+        "forward": steps.step(
+            f"{label} launches of the forward", lambda: launches(lambda: pyramid_attention(q, k, v, config)), needs=10
+        ),
+        "backward": steps.step(f"{label} launches of the backward", lambda: launches(_backward(graph, leaves, grad)), needs=10),
+    }
+    for name, found in row["launches"].items():
+        for entry in found or ():
+            steps.say(f"  {name}: {entry['us']:8.1f} us  {entry['count']} x {entry['name']}")
     del graph
     parts(q, k, v, grad, plan, config, note)
     if kernel := row.get("kernel ms"):
@@ -91,6 +100,26 @@ def ours(shape: Shape, row: dict[str, Any], steps: Steps, device: torch.device) 
     if flex is not None:
         row["flex forward ms"] = flex
         steps.say(f"  FlexAttention on the same full blocks: {flex:.3f} ms")
+
+
+def launches(call: Callable[[], Any], repeats: int = 5) -> list[dict[str, Any]]:
+    """Microseconds on the GPU per call and launches per call of every kernel that `call` starts, largest first."""
+    from torch.profiler import ProfilerActivity, profile
+
+    call()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as record:
+        for _ in range(repeats):
+            call()
+        torch.cuda.synchronize()
+    rows = [
+        {"name": event.key[:80], "us": event.self_device_time_total / repeats, "count": event.count / repeats}
+        for event in record.key_averages()
+        if event.self_device_time_total > 0
+    ]
+    if not rows:
+        raise RuntimeError("the profiler saw no kernel on this machine")
+    return sorted(rows, key=lambda row: -row["us"])
 
 
 def parts(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 
@@ -79,16 +80,83 @@ def make_plan(
     *,
     scale: float | None = None,
     lengths: torch.Tensor | None = None,
+    backend: str = "auto",
 ) -> Plan:
     """Plan for q [B, H, Nq, D] and k [B, Hkv, Nk, D] under `config`; `lengths` int [B] are the true lengths of a padded batch.
 
-    Pure PyTorch, the specification of the selection kernels. ValueError for a causal plan with unequal lengths and for bad ranges.
+    backend "reference" is plain PyTorch, the specification; "triton" the selection kernels, which know "budget" and "quota" with level 1
+    alone; "auto" takes them on a GPU where they apply. The kernels sum in another order, so that blocks whose scores agree to about 1e-6
+    (with float32; 1e-2 with bfloat16, whose means are rounded) may swap; each is deterministic by itself. ValueError for a causal plan
+    with unequal lengths, for bad ranges, and for backend="triton" where the kernels do not apply.
     """
+    if config.causal and q.shape[2] != k.shape[2]:
+        raise ValueError(f"a causal plan needs as many queries as keys, got {q.shape[2]} and {k.shape[2]}")
+    draw = _draw_fast if _fast(q, config, backend) else _draw
     if lengths is not None:
         return _join(
-            [_draw(q[b : b + 1, :, :n], k[b : b + 1, :, :n], config, scale) for b, n in enumerate(lengths.tolist())], q, lengths
+            [draw(q[b : b + 1, :, :n], k[b : b + 1, :, :n], config, scale) for b, n in enumerate(lengths.tolist())], q, lengths
         )
-    return _draw(q, k, config, scale)
+    return draw(q, k, config, scale)
+
+
+def _fast(q: torch.Tensor, config: PyramidConfig, backend: str) -> bool:
+    """Whether the selection kernels draw this plan."""
+    from world_r1_kernels.pyramid_attention.api import BACKENDS, has_triton
+
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "reference" or (backend == "auto" and not (q.device.type == "cuda" and has_triton())):
+        return False
+    width = q.shape[-1]
+    interpreted = q.device.type != "cuda"
+    able = config.allocation != "top_p" and tuple(config.levels) == (1,) and width >= 16 and width & (width - 1) == 0
+    able = able and (q.dtype in (torch.bfloat16, torch.float16) or (interpreted and q.dtype == torch.float32))
+    if backend == "triton" and not able:
+        raise ValueError(
+            "the selection kernels know 'budget' and 'quota' with levels=(1,), head widths that are powers of two and 16-bit tensors; "
+            f"got {config.allocation!r}, {config.levels}, {width} and {q.dtype}: use backend='reference'"
+        )
+    return able
+
+
+def _draw_fast(q: torch.Tensor, k: torch.Tensor, config: PyramidConfig, scale: float | None) -> Plan:
+    """`_draw` by the selection kernels; everything that depends on shapes alone is computed here, on the host."""
+    from world_r1_kernels.pyramid_attention import triton_select
+
+    n_q, n_k = q.shape[2], k.shape[2]
+    ranges = _ranges(config, n_q), _ranges(config, n_k)
+    dense = [
+        [int(any(first <= i < last for first, last in found)) for i in range(blocks(n, config.block))] if found else []
+        for found, n in zip(ranges, (n_q, n_k), strict=True)
+    ]
+    budget, number = _spendable(n_q, n_k, config)
+    found = triton_select.select_levels(
+        q, k, block=config.block, rest=config.rest or config.block, drop=config.rest == 0, causal=config.causal,
+        scale=q.shape[-1] ** -0.5 if scale is None else scale, budget=budget, number=number if config.allocation == "quota" else (),
+        dense_rows=dense[0], dense_columns=dense[1], least=config.min_blocks,
+    )  # fmt: skip
+    return _plan_of(found.levels, n_q, n_k, config)
+
+
+@lru_cache(maxsize=64)
+def _spent_by_rest(n_q: int, n_k: int, block: int, rest: int, causal: bool) -> tuple[int, int, tuple[tuple[int, int], ...]]:
+    """Query-key pairs of dense attention, and with rest tokens alone (rest 0: dropped), and (keys, rest tokens) of every query block."""
+    tokens = block_tokens(n_k, block)
+    cheap = torch.zeros_like(tokens) if rest == 0 else -(-tokens // rest)
+    queries = block_tokens(n_q, block)
+    per_row = torch.stack([tokens, cheap], -1).cumsum(0)
+    per_row = per_row[: len(queries)] if causal else per_row[-1:].expand(len(queries), 2)
+    total = (per_row * queries[:, None]).sum(0).tolist()
+    return total[0], total[1], tuple((row[0], row[1]) for row in per_row.tolist())
+
+
+def _spendable(n_q: int, n_k: int, config: PyramidConfig) -> tuple[int, tuple[int, ...]]:
+    """For "budget" the pairs that a head may spend beyond its rest tokens; for "quota" the blocks at level 1 of every query block."""
+    rest = config.block if config.rest is None else config.rest
+    dense, cheap, rows = _spent_by_rest(n_q, n_k, config.block, rest, config.causal)
+    extra = max(1.0, config.block - (0 if rest == 0 else config.block / rest))
+    number = tuple(math.floor(max(0.0, config.density * full - base) / extra + 1e-9) for full, base in rows)
+    return max(0, math.floor(config.density * dense + 1e-6) - cheap), number
 
 
 def _join(plans: list[Plan], q: torch.Tensor, lengths: torch.Tensor) -> Plan:
@@ -104,8 +172,6 @@ def _join(plans: list[Plan], q: torch.Tensor, lengths: torch.Tensor) -> Plan:
 
 def _draw(q: torch.Tensor, k: torch.Tensor, config: PyramidConfig, scale: float | None) -> Plan:
     n_q, n_k = q.shape[2], k.shape[2]
-    if config.causal and n_q != n_k:
-        raise ValueError(f"a causal plan needs as many queries as keys, got {n_q} and {n_k}")
     rest = config.block if not config.rest else config.rest
     mass = importance(q, k, config.block, scale, causal=config.causal)
     visible, forced = _masks(config, n_q, n_k, mass.device)
@@ -116,16 +182,28 @@ def _draw(q: torch.Tensor, k: torch.Tensor, config: PyramidConfig, scale: float 
     options = {level: -(-tokens // level) for level in sorted(config.levels)}
     options[rest] = -(-tokens // rest) if config.rest != 0 else torch.zeros_like(tokens)
     allowed = _caps(k, config, q.shape[1] // k.shape[1])
-    if config.allocation == "budget":
+    if config.allocation == "budget" and len(options) == 2:
+        score = (
+            mass.square()
+            * (_hidden(k, rest, config.block, q.shape[1] // k.shape[1]) / (options[1] - options[rest]).clamp(min=1))[:, :, None]
+        )
+        weight = (options[1] - options[rest]) * block_tokens(n_q, config.block, mass.device)[:, None]
+        taken = longest_prefix(score, forced, visible, weight, _spendable(n_q, n_k, config)[0])
+        levels = torch.where(taken, 1, rest)
+    elif config.allocation == "budget":
         levels = _budget(mass, forced, visible, options, allowed, k, q.shape[1] // k.shape[1], config, n_q)
     else:
         levels = _ranked(mass, forced, visible, options, allowed, config, rest)
     levels = torch.where(forced, 1, levels)
     if config.rest == 0:
         levels = torch.where(levels == rest, 0, levels)
-    levels = torch.where(visible, levels, 0).to(torch.uint8)
+    return _plan_of(torch.where(visible, levels, 0).to(torch.uint8), n_q, n_k, config)
+
+
+def _plan_of(levels: torch.Tensor, n_q: int, n_k: int, config: PyramidConfig) -> Plan:
     cost = 0.5 * min(n_q, 8 * blocks(n_q, config.block)) * (-(-n_k // 8)) / (n_q * n_k)
     sizes = tuple(sorted(config.levels))
+    rest = config.block if not config.rest else config.rest
     return Plan(levels, n_q, n_k, config.block, rest, sizes, config.rest != 0, False, config.correction, config.causal, None, cost)
 
 
@@ -165,16 +243,39 @@ def _masks(config: PyramidConfig, n_q: int, n_k: int, device: torch.device) -> t
     nq, nk = blocks(n_q, config.block), blocks(n_k, config.block)
     visible = torch.ones(nq, nk, dtype=torch.bool, device=device)
     forced = torch.zeros_like(visible)
-    for start, end in config.dense:
-        for forced_part, length in ((forced, n_q), (forced.T, n_k)):
-            first, last = (x + length if x < 0 else x for x in (start, end if end != 0 else length))
-            if not 0 <= first < last <= length:
-                raise ValueError(f"dense range {(start, end)} lies outside the {length} tokens")
-            forced_part[first // config.block : blocks(last, config.block)] = True
+    for forced_part, length in ((forced, n_q), (forced.T, n_k)):
+        for first, last in _ranges(config, length):
+            forced_part[first:last] = True
     if config.causal:
         visible = torch.tril(visible)
         forced |= torch.eye(nq, dtype=torch.bool, device=device)
     return visible, forced & visible
+
+
+def _ranges(config: PyramidConfig, length: int) -> list[tuple[int, int]]:
+    """Block ranges [first, last) that `config.dense` covers in a sequence; ValueError for one that lies outside."""
+    found = []
+    for start, end in config.dense:
+        first, last = (x + length if x < 0 else x for x in (start, end if end != 0 else length))
+        if not 0 <= first < last <= length:
+            raise ValueError(f"dense range {(start, end)} lies outside the {length} tokens")
+        found.append((first // config.block, blocks(last, config.block)))
+    return found
+
+
+def longest_prefix(
+    score: torch.Tensor, forced: torch.Tensor, visible: torch.Tensor, weight: torch.Tensor, budget: int
+) -> torch.Tensor:
+    """Bool like score [..., nq, nk], float32 and not negative: the blocks that `budget` pays for, per head.
+
+    Forced blocks first, then by falling score, ties in block order, as far as the running sum of `weight` stays within the budget; forced
+    ones beyond it too.
+    """
+    key = score.masked_fill(forced, math.inf).masked_fill(~visible, -1).flatten(-2)
+    order = torch.sort(key, dim=-1, descending=True, stable=True).indices
+    cost = (weight * visible).expand_as(score).flatten(-2).gather(-1, order)
+    taken = torch.zeros_like(key, dtype=torch.bool).scatter_(-1, order, cost.cumsum(-1) <= budget).view_as(score)
+    return (taken | forced) & visible
 
 
 def _top(score: torch.Tensor, count: int) -> torch.Tensor:
@@ -262,7 +363,7 @@ def _budget(
     config: PyramidConfig,
     n_q: int,
 ) -> torch.Tensor:
-    """int64 [B, H, nq, nk] for "budget": minimise the sum of m^2 e + lambda * cost, lambda per head such that the cost is the budget.
+    """int64 [B, H, nq, nk] for "budget" with several levels: least sum of m^2 e + lambda * cost, with lambda per head to meet the budget.
 
     e_j(level) is the variance of block j's keys that pooling to `level` hides: what a mean cannot represent. Squares, because the errors
     of different blocks add as independent ones.

@@ -1,10 +1,16 @@
 # mypy: allow-untyped-defs
-"""Selection in Triton: pooled scores of all block pairs, then each row's largest masses. The case that needs to be fast: "quota", level 1.
+"""Selection in Triton: the masses of `select.importance`, then the blocks that the budget pays for. Level 1 and rest tokens only.
 
-Same estimate as `select.importance`, and the same rule for ties: the lower block.
+Eight launches and one memset, none of which waits for the host. "budget" is one threshold per head on the float bits of m^2 e: three
+histograms of 11, 10 and 10 bits, added up with integer atomics, which give the same sums in any order. Ties on the threshold go to the
+lower block. Given the same masses this is `select.longest_prefix` to the bit; the masses agree with the specification up to rounding.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -12,13 +18,19 @@ import triton.language as tl
 
 from world_r1_kernels.pyramid_attention.triton import LOG2E, origin
 
+#: Key of a block that must be seen token by token; greater than that of any finite score.
+FORCED = tl.constexpr(2147483647)
+
 
 @triton.jit
 def means_kernel(
-    X, MEAN, SQUARE, VAR, heads, length, rows,
-    D: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr, BNHD: tl.constexpr,
+    X, MEAN, SQUARE, VAR, RANK, heads, length, rows,
+    D: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr, BNHD: tl.constexpr, REST: tl.constexpr, DROP: tl.constexpr,
 ):  # fmt: skip
-    """Mean, mean square norm and covariance trace of groups of GROUP tokens; one program a block of tokens."""
+    """Mean, mean square norm and covariance trace of groups of GROUP tokens; one program a block of tokens.
+
+    With REST > 0 also the block's rank factor: the variance within groups of REST tokens over the keys that level 1 costs more.
+    """
     i, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row, col = origin(b, h, heads, length, D, BNHD)
     ld = heads * D if BNHD else D
@@ -29,12 +41,24 @@ def means_kernel(
     g = tl.arange(0, PER)
     count = tl.minimum(tl.maximum(length - i * BLOCK - g * GROUP, 0), GROUP)
     inverse = 1.0 / tl.maximum(count, 1).to(tl.float32)
-    mean = tl.sum(tl.reshape(x, [PER, GROUP, D]), 1) * inverse[:, None]
-    square = tl.sum(tl.reshape(tl.sum(x * x, 1), [PER, GROUP]), 1) * inverse
+    total = tl.sum(tl.reshape(x, [PER, GROUP, D]), 1)
+    squares = tl.sum(tl.reshape(tl.sum(x * x, 1), [PER, GROUP]), 1)
+    mean = total * inverse[:, None]
     at = ((b * heads + h) * rows + i * PER + g).to(tl.int64)
     tl.store(MEAN + at[:, None] * D + d[None, :], mean.to(MEAN.dtype.element_ty))
-    tl.store(SQUARE + at, square)
-    tl.store(VAR + at, tl.maximum(square - tl.sum(mean * mean, 1), 0.0))
+    tl.store(SQUARE + at, squares * inverse)
+    tl.store(VAR + at, tl.maximum(squares * inverse - tl.sum(mean * mean, 1), 0.0))
+    if REST > 0:
+        PARTS: tl.constexpr = BLOCK // REST
+        tokens = tl.minimum(length - i * BLOCK, BLOCK)
+        groups = tl.cdiv(tokens, REST)
+        of_rest = tl.minimum(tl.maximum(tokens - tl.arange(0, PARTS) * REST, 0), REST)
+        share = 1.0 / tl.maximum(of_rest, 1).to(tl.float32)
+        centre = tl.sum(tl.reshape(total, [PARTS, REST // GROUP, D]), 1) * share[:, None]
+        within = tl.sum(tl.reshape(squares, [PARTS, REST // GROUP]), 1) * share - tl.sum(centre * centre, 1)
+        hidden = tl.sum(tl.maximum(within, 0.0), 0) / groups
+        extra = tl.maximum(tokens - (0 if DROP else groups), 1)
+        tl.store(RANK + (b * heads + h) * tl.num_programs(0) + i, hidden / extra)
 
 
 @triton.jit
@@ -66,71 +90,229 @@ def score_kernel(
 
 
 @triton.jit
-def quota_kernel(
-    SCORE, LEVELS, MASS, heads, n_q, nq, nk, number, other,
-    BLOCK: tl.constexpr, WIDTH: tl.constexpr, KEEP_MASS: tl.constexpr,
+def _weights(i, j, n_q, n_k, BLOCK: tl.constexpr, REST: tl.constexpr, DROP: tl.constexpr):
+    """Query-key pairs that level 1 costs more than rest tokens, for query block i and key blocks j."""
+    queries = tl.minimum(n_q - i * BLOCK, BLOCK)
+    tokens = tl.minimum(tl.maximum(n_k - j * BLOCK, 0), BLOCK)
+    return (queries * (tokens - (0 if DROP else tl.cdiv(tokens, REST)))).to(tl.int64)
+
+
+@triton.jit
+def mass_kernel(
+    SCORE, RANK, ROW_DENSE, COL_DENSE, NUMBER, KEY, MASS, HIST, LEVELS, heads, group, n_q, n_k, nq, nk,
+    BLOCK: tl.constexpr, REST: tl.constexpr, DROP: tl.constexpr, WIDTH: tl.constexpr, CAUSAL: tl.constexpr, LEAST: tl.constexpr,
+    QUOTA: tl.constexpr, KEEP_MASS: tl.constexpr,
 ):  # fmt: skip
-    """One program a query block: mass of every key block, the `number` largest at level 1, the others at level `other`."""
+    """One program a query block: the mass of every key block, and its key for the head's threshold; with QUOTA the choice itself."""
     i, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     j = tl.arange(0, WIDTH)
     r = tl.arange(0, 8)
-    row = ((b * heads + h) * nq + i).to(tl.int64)
+    head = (b * heads + h).to(tl.int64)
+    row = head * nq + i
+    visible = (j < nk) & (j <= i) if CAUSAL else j < nk
     count = tl.minimum(tl.maximum(n_q - i * BLOCK - r * (BLOCK // 8), 0), BLOCK // 8).to(tl.float32)
-    s = tl.load(SCORE + (row * 8 + r)[:, None] * nk + j[None, :], mask=(j < nk)[None, :], other=-1.0e30)
+    s = tl.load(SCORE + (row * 8 + r)[:, None] * nk + j[None, :], mask=visible[None, :], other=-1.0e30)
     p = tl.math.exp2(s - tl.max(s, 1)[:, None])
     p = p * (count / tl.sum(count, 0) / tl.sum(p, 1))[:, None]
-    mass = tl.where(j < nk, tl.sum(p, 0), -1.0)
+    mass = tl.where(visible, tl.sum(p, 0), 0.0)
     if KEEP_MASS:
         tl.store(MASS + row * nk + j, mass, mask=j < nk)
-    key = mass.to(tl.int32, bitcast=True)  # the order of non-negative floats is that of their bits; -1 is negative
-    least = tl.zeros([], tl.int32)
-    for bit in tl.static_range(30, -1, -1):
-        trial = least | (1 << bit)
-        least = tl.where(tl.sum((key >= trial).to(tl.int32), 0) >= number, trial, least)
-    above = key > least
-    tie = key == least
-    room = number - tl.sum(above.to(tl.int32), 0)
-    chosen = above | (tie & (tl.cumsum(tie.to(tl.int32), 0) <= room))
-    tl.store(LEVELS + row * nk + j, tl.where(chosen, 1, other).to(tl.uint8), mask=j < nk)
+    forced = (tl.load(COL_DENSE + j, mask=j < nk, other=0) > 0) | (tl.load(ROW_DENSE + i) > 0)
+    if CAUSAL:
+        forced = forced | (j == i)
+    forced = forced & visible
+    for _ in tl.static_range(LEAST):
+        open_mass = tl.where(visible & (forced == 0), mass, -1.0)
+        best = tl.min(tl.where(open_mass == tl.max(open_mass, 0), j, WIDTH), 0)
+        forced = forced | ((j == best) & visible)
+    if QUOTA:
+        key = tl.where(forced, FORCED, mass.to(tl.int32, bitcast=True))  # the order of non-negative floats is that of their bits
+        key = tl.where(visible, key, -1)
+        number = tl.load(NUMBER + i)
+        least = tl.zeros([], tl.int32)
+        for bit in tl.static_range(30, -1, -1):
+            trial = least | (1 << bit)
+            least = tl.where(tl.sum((key >= trial).to(tl.int32), 0) >= number, trial, least)
+        tie = key == least
+        room = number - tl.sum((key > least).to(tl.int32), 0)
+        chosen = forced | (key > least) | (tie & (tl.cumsum(tie.to(tl.int32), 0) <= room))
+        level = tl.where(visible, tl.where(chosen, 1, 0 if DROP else REST), 0)
+        tl.store(LEVELS + row * nk + j, level.to(tl.uint8), mask=j < nk)
+    else:
+        rank = tl.load(RANK + (b * (heads // group) + h // group) * nk + j, mask=j < nk, other=0.0)
+        score = (mass * mass) * rank
+        key = tl.where(visible, tl.where(forced, FORCED, score.to(tl.int32, bitcast=True)), -1)
+        tl.store(KEY + row * nk + j, key, mask=j < nk)
+        tl.atomic_add(HIST + head * 4096 + (key >> 20), _weights(i, j, n_q, n_k, BLOCK, REST, DROP), mask=key >= 0, sem="relaxed")
 
 
-def quota_levels(
+@triton.jit
+def _threshold_bin(HIST, room, BINS: tl.constexpr):
+    """The lowest bin above which everything fits into `room`, and the room that is left for the bin itself."""
+    held = tl.load(HIST + tl.arange(0, BINS))
+    above = tl.sum(held, 0) - tl.cumsum(held, 0)
+    fits = above <= room
+    return tl.sum((fits == 0).to(tl.int32), 0), room - tl.max(tl.where(fits, above, 0), 0)
+
+
+@triton.jit
+def refine_kernel(
+    KEY, HIST, LEVELS, TIES, STATE, budget, heads, n_q, n_k, nq, nk,
+    BLOCK: tl.constexpr, REST: tl.constexpr, DROP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """ROWS query blocks a program. STEP 1, 2: the histogram of the next ten bits of the keys that share the threshold's bits so far.
+
+    STEP 3: the threshold is known; blocks above it get level 1, and each row notes what its blocks on the threshold would cost.
+    """
+    part, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    head = (b * heads + h).to(tl.int64)
+    hist = HIST + head * 4096
+    bits, room = _threshold_bin(hist, budget, 2048)
+    if STEP > 1:
+        low, room = _threshold_bin(hist + 2048, room, 1024)
+        bits = (bits << 10) | low
+    if STEP > 2:
+        low, room = _threshold_bin(hist + 3072, room, 1024)
+        bits = (bits << 10) | low
+        tl.store(STATE + head * 2, bits.to(tl.int64), mask=part == 0)
+        tl.store(STATE + head * 2 + 1, room, mask=part == 0)
+    j = tl.arange(0, WIDTH)
+    for i in tl.range(part * ROWS, tl.minimum(part * ROWS + ROWS, nq)):
+        at = (head * nq + i) * nk + j
+        key = tl.load(KEY + at, mask=j < nk, other=-1)
+        weight = _weights(i, j, n_q, n_k, BLOCK, REST, DROP)
+        if STEP == 1:
+            tl.atomic_add(hist + 2048 + ((key >> 10) & 1023), weight, mask=(key >= 0) & (key >> 20 == bits), sem="relaxed")
+        elif STEP == 2:
+            tl.atomic_add(hist + 3072 + (key & 1023), weight, mask=(key >= 0) & (key >> 10 == bits), sem="relaxed")
+        else:
+            level = tl.where((key > bits) | (key == FORCED), 1, 0 if DROP else REST)
+            tl.store(LEVELS + at, tl.where(key >= 0, level, 0).to(tl.uint8), mask=j < nk)
+            tl.store(TIES + head * nq + i, tl.sum(tl.where((key == bits) & (key != FORCED), weight, 0), 0))
+
+
+@triton.jit
+def ties_kernel(
+    KEY, LEVELS, TIES, STATE, heads, n_q, n_k, nq, nk,
+    BLOCK: tl.constexpr, REST: tl.constexpr, DROP: tl.constexpr, WIDTH: tl.constexpr, WIDTH_Q: tl.constexpr,
+):  # fmt: skip
+    """One program a query block: of the head's blocks on the threshold as many, in order, as there is room for."""
+    i, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    head = (b * heads + h).to(tl.int64)
+    own = tl.load(TIES + head * nq + i)
+    if own > 0:
+        rows = tl.arange(0, WIDTH_Q)
+        before = tl.sum(tl.load(TIES + head * nq + rows, mask=rows < i, other=0), 0)
+        bits, room = tl.load(STATE + head * 2), tl.load(STATE + head * 2 + 1)
+        j = tl.arange(0, WIDTH)
+        at = (head * nq + i) * nk + j
+        key = tl.load(KEY + at, mask=j < nk, other=-1)
+        tie = (key == bits) & (key != FORCED)
+        cost = tl.where(tie, _weights(i, j, n_q, n_k, BLOCK, REST, DROP), 0)
+        taken = tie & (before + tl.cumsum(cost, 0) <= room)
+        tl.store(LEVELS + at, tl.full([WIDTH], 1, tl.uint8), mask=taken)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What `select_levels` found."""
+
+    levels: torch.Tensor
+    """uint8 [B, H, nq, nk]."""
+    mass: torch.Tensor | None
+    """float32 [B, H, nq, nk], if asked for."""
+    rank: torch.Tensor
+    """float32 [B, Hkv, nk]: the factor of m^2 in a block's score."""
+
+
+@lru_cache(maxsize=64)
+def _vector(values: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+def select_levels(
     q: torch.Tensor,
     k: torch.Tensor,
-    number: int,
-    other: int,
+    *,
     block: int,
+    rest: int,
+    drop: bool,
+    causal: bool,
     scale: float,
-    bnhd: bool,
+    budget: int = 0,
+    number: Sequence[int] = (),
+    dense_rows: Sequence[int] = (),
+    dense_columns: Sequence[int] = (),
+    least: int = 1,
     keep_mass: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Map uint8 [B, H, nq, nk] with the `number` heaviest key blocks of each row at 1, the rest at `other`; and the masses, if asked."""
-    heads_at, tokens_at = (2, 1) if bnhd else (1, 2)
-    batch, width = q.shape[0], q.shape[3]
-    heads, kv_heads, n_q, n_k = q.shape[heads_at], k.shape[heads_at], q.shape[tokens_at], k.shape[tokens_at]
-    nq, nk = -(-n_q // block), -(-n_k // block)
+) -> Selection:
+    """Map of q [B, H, Nq, D] on k [B, Hkv, Nk, D]: level 1 for the chosen blocks, `rest` (0 with `drop`) for the others.
 
-    def means(x: torch.Tensor, h: int, length: int, n: int, group: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    With `number`, one per query block, each row gets that many blocks ("quota"); otherwise each head gets blocks for `budget` query-key
+    pairs beyond what rest tokens cost. `dense_rows`, `dense_columns` (0 or 1 per block) must be seen in full, and the `least` heaviest of
+    each row. Either axis order in memory; other strides are copied.
+    """
+    (q, q_bnhd), (k, k_bnhd) = _layout(q), _layout(k)
+    batch, heads, n_q, width = q.shape
+    kv_heads, n_k = k.shape[1], k.shape[2]
+    nq, nk = -(-n_q // block), -(-n_k // block)
+    device = q.device
+
+    def means(
+        x: torch.Tensor, n: int, group: int, bnhd: bool, rest: int, rank: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rows = n * (block // group)
-        mean = x.new_empty(batch, h, rows, width)
-        square, variance = (x.new_empty(batch, h, rows, dtype=torch.float32) for _ in range(2))
-        means_kernel[(n, h, batch)](
-            x, mean, square, variance, h, length, rows, D=width, BLOCK=block, GROUP=group, BNHD=bnhd, num_warps=8
-        )
+        mean = torch.empty(*x.shape[:2], rows, width, dtype=x.dtype, device=device)
+        square, variance = (torch.empty(*x.shape[:2], rows, dtype=torch.float32, device=device) for _ in range(2))
+        means_kernel[(n, x.shape[1], batch)](
+            x, mean, square, variance, rank, x.shape[1], x.shape[2], rows,
+            D=width, BLOCK=block, GROUP=group, BNHD=bnhd, REST=rest, DROP=drop, num_warps=8,
+        )  # fmt: skip
         return mean, square, variance
 
-    q_mean, q_square, _ = means(q, heads, n_q, nq, block // 8)
-    k_mean, _, k_variance = means(k, kv_heads, n_k, nk, 8)
-    score = q.new_empty(batch, heads, nq * 8, nk, dtype=torch.float32)
+    rank = torch.empty(batch, kv_heads, nk, dtype=torch.float32, device=device)
+    q_mean, q_square, _ = means(q, nq, block // 8, q_bnhd, 0, rank)
+    k_mean, _, k_variance = means(k, nk, 8, k_bnhd, rest, rank)
+    score = torch.empty(batch, heads, nq * 8, nk, dtype=torch.float32, device=device)
     tile = 64
     score_kernel[(-(-nq * 8 // tile), heads, batch)](
         q_mean, q_square, k_mean, k_variance, score, scale, heads, heads // kv_heads, n_k, nq * 8, k_mean.shape[2], nk,
         D=width, QT=tile, PER=block // 8, NB=max(1, 128 // (block // 8)), num_warps=4,
     )  # fmt: skip
-    levels = torch.empty(batch, heads, nq, nk, dtype=torch.uint8, device=q.device)
-    mass = torch.empty(batch, heads, nq, nk, dtype=torch.float32, device=q.device) if keep_mass else None
-    quota_kernel[(nq, heads, batch)](
-        score, levels, score if mass is None else mass, heads, n_q, nq, nk, number, other,
-        BLOCK=block, WIDTH=1 << max(1, (nk - 1).bit_length()), KEEP_MASS=keep_mass, num_warps=1,
+    levels = torch.empty(batch, heads, nq, nk, dtype=torch.uint8, device=device)
+    key = torch.empty(batch, heads, nq, nk, dtype=torch.int32, device=device)
+    mass = torch.empty(batch, heads, nq, nk, dtype=torch.float32, device=device) if keep_mass else None
+    hist = torch.zeros(batch, heads, 4096, dtype=torch.int64, device=device)
+    rows, columns = tuple(dense_rows) or (0,) * nq, tuple(dense_columns) or (0,) * nk
+    constants = {"BLOCK": block, "REST": rest, "DROP": drop, "WIDTH": _power_of_two(nk)}
+    mass_kernel[(nq, heads, batch)](
+        score, rank, _vector(rows, torch.uint8, device), _vector(columns, torch.uint8, device),
+        _vector(tuple(number) or (0,), torch.int32, device), key, score if mass is None else mass, hist, levels,
+        heads, heads // kv_heads, n_q, n_k, nq, nk,
+        **constants, CAUSAL=causal, LEAST=least, QUOTA=bool(number), KEEP_MASS=keep_mass, num_warps=4,
     )  # fmt: skip
-    return levels, mass
+    if not number:
+        ties = torch.empty(batch, heads, nq, dtype=torch.int64, device=device)
+        state = torch.empty(batch, heads, 2, dtype=torch.int64, device=device)
+        per = max(1, nq * heads * batch // 512)
+        for step in (1, 2, 3):
+            refine_kernel[(-(-nq // per), heads, batch)](
+                key, hist, levels, ties, state, budget, heads, n_q, n_k, nq, nk, **constants, ROWS=per, STEP=step, num_warps=4
+            )
+        ties_kernel[(nq, heads, batch)](
+            key, levels, ties, state, heads, n_q, n_k, nq, nk, **constants, WIDTH_Q=_power_of_two(nq), num_warps=1
+        )
+    return Selection(levels, mass, rank)
+
+
+def _layout(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """x [B, H, N, D] in one of the two memory orders that the kernels address, and whether that is (B, N, H, D)."""
+    if x.is_contiguous():
+        return x, False
+    if x.transpose(1, 2).is_contiguous():
+        return x, True
+    return x.contiguous(), False
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(1, (n - 1).bit_length())
