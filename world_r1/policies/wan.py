@@ -42,6 +42,8 @@ class WanPolicy:
         self.trainable = trainable
         self.device = choose_device(model.device)
         self.dtype = choose_dtype(model.dtype, self.device)
+        if model.tf32 and self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
         self.path = wan_files.resolve(model.path)
         self.index = wan_files.index(self.path)
         self.settings = wan_files.settings(self.path)
