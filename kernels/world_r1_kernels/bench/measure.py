@@ -87,7 +87,6 @@ def ours(shape: Shape, row: dict[str, Any], steps: Steps, device: torch.device) 
     for name, found in row["launches"].items():
         for entry in found or ():
             steps.say(f"  {name}: {entry['us']:8.1f} us  {entry['count']} x {entry['name']}")
-    del graph
     parts(q, k, v, grad, plan, config, note)
     if kernel := row.get("kernel ms"):
         row["kernel TFLOP/s"] = 4 * plan.attention_density * shape.pairs * shape.width / kernel / 1e9
