@@ -16,20 +16,19 @@ class Problem(Exception):
 class Phrase:
     """One camera phrase: what it commands, its words from `begin` to `end`, and the first thing that is wrong with it."""
 
-    __slots__ = (
-        "amount", "begin", "curve", "end", "error", "explicit", "extent", "form", "handheld", "move", "seconds", "speed", "verb",
-    )  # fmt: skip
+    verb = handheld = ""
+    #: What its modifiers say, None where nothing does: keys of `SPEEDS` (or "normal") and `EXTENTS`, one of `CURVES`, (value, unit).
+    speed: str | None = None
+    extent: str | None = None
+    curve: str | None = None
+    seconds: float | None = None
+    amount: tuple[float, str] | None = None
+    error: Problem | None = None
 
     def __init__(self, begin: int, move: str = "", form: str = "", end: int = 0, explicit: bool = False) -> None:
-        self.begin, self.end = begin, end
-        self.move, self.verb, self.form, self.explicit = move, "", form, explicit
-        self.handheld = ""
-        self.speed: str | None = None
-        self.extent: str | None = None
-        self.curve: str | None = None
-        self.seconds: float | None = None
-        self.amount: tuple[float, str] | None = None
-        self.error: Problem | None = None
+        self.begin, self.end, self.move, self.explicit = begin, end, move, explicit
+        #: "base", "noun", "third", "participle" or "state".
+        self.form = form
 
     def note(self, kind: str, value: object, begin: int, end: int) -> None:
         """Record a modifier at words `begin` to `end`."""

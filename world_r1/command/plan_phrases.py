@@ -8,6 +8,7 @@ from world_r1.command.vocabulary import ARTICLES, Vocabulary
 
 #: Empty words behind the last, so that looking ahead needs no check.
 _END = [""] * 12
+_SIDES = ("left", "right")
 _FILMED = ("filmed", "shot", "captured", "recorded")
 
 
@@ -31,22 +32,28 @@ class Phrases:
         With a camera subject, a verb that lacks its direction is an error that the phrase carries.
         """
         t, w = self.t, self.w
-        noun = t[i] in ARTICLES
         phrase = Phrase(i)
-        i = self.modifiers(i + noun, phrase, before_verb=True)
-        early = w.directions.get(t[i]) if t[i + 1] in w.verbs else None
-        i += early is not None
-        verb, form = w.forms.get(t[i], ("", ""))
-        if not verb or (form != "base" and (noun or early)):
+        noun, early, found = False, None, w.forms.get(t[i])
+        if found is None:
+            noun = t[i] in ARTICLES
+            i = self.modifiers(i + noun, phrase, before_verb=True)
+            early = w.directions.get(t[i]) if t[i + 1] in w.verbs else None
+            i += early is not None
+            found = w.forms.get(t[i])
+        if found is None or (found[1] != "base" and (noun or early)):
             return None
+        phrase.verb, phrase.form = verb, form = found
         i += 1
-        if form == "base" and t[i] == "the" and t[i + 1] == "camera":
-            i, phrase.explicit = i + 2, True
-        phrase.verb, phrase.form = verb, "noun" if noun or early else form
+        if form == "base":
+            if noun or early:
+                phrase.form = "noun"
+            if t[i] == "the" and t[i + 1] == "camera":
+                i, phrase.explicit = i + 2, True
         i = self.modifiers(i, phrase)
         direction, i = (early, i) if early else self.direction(i)
-        move = w.verbs[verb].get(direction) if direction or not self.inward(i, verb) else w.verbs[verb].get("in")
-        if direction and t[i] == "around" and verb in w.sets["around"]:
+        moves = w.verbs[verb]
+        move = moves.get(direction or ("in" if t[i] in w.inward and "" not in moves else ""))
+        if direction and t[i] == "around" and verb in w.around:
             move = {"left": "orbit left", "right": "orbit right"}.get(direction, move)
         if move is None:
             return self.incomplete(phrase, i, elided) if named and not direction else None
@@ -57,19 +64,15 @@ class Phrases:
         phrase.finish(move, i)
         return phrase
 
-    def inward(self, i: int, verb: str) -> bool:
-        """Whether "toward", "into" or "through" says the direction that a verb lacks."""
-        return self.t[i] in self.w.sets["inward"] and "in" in self.w.verbs[verb] and "" not in self.w.verbs[verb]
-
     def incomplete(self, phrase: Phrase, i: int, elided: bool) -> Phrase | None:
         """A verb of motion without its direction, if nothing says that the words mean something else.
 
         `elided`: the camera is not named right before, so a participle may belong to the scene ("while drifting clouds part").
         """
-        sets, word = self.w.sets, self.t[i]
-        if phrase.verb not in sets["camera_only" if elided else "needs_direction"]:
+        w, word = self.w, self.t[i]
+        if phrase.verb not in (w.camera_only if elided else w.needs_direction):
             return None
-        ends = not word or word in sets["object_starts"] or word in sets["barriers"] or word in self.w.joints
+        ends = not word or word in w.object_starts or word in w.barriers or word in self.w.joints
         if not ends and (elided or word not in ARTICLES):
             return None
         wanted = [name for name in self.w.verbs[phrase.verb] if name not in ("", "cw", "ccw")]
@@ -83,10 +86,13 @@ class Phrases:
 
         Behind a verb, "and" may also lead to the next phrase: "pans left slowly and smoothly tilts up".
         """
-        t, begin = self.t, i
+        t, known, begin = self.t, self.w.modifiers, i
         while True:
             word = t[i]
             skipped = word == "," or (word == "and" and i > begin)
+            first = t[i + 1] if skipped else word
+            if first not in known and not first[:1].isdecimal():
+                break
             found = self.modifier(i + skipped)
             if found is None:
                 break
@@ -97,7 +103,7 @@ class Phrases:
                 break
             phrase.note(kind, value, i + skipped, end)
             i = end
-        return i + (before_verb and i > begin and t[i] == ",")
+        return i + 1 if before_verb and i > begin and t[i] == "," else i
 
     def modifier(self, i: int) -> tuple[str, object, int] | None:
         """One modifier: (kind, value, position behind it)."""
@@ -153,19 +159,21 @@ class Phrases:
         """ "left", "to the left", "from right to left", "upward": direction and position behind it; "" and i if there is none."""
         t = self.t
         word = t[i]
-        if word in ("to", "toward", "towards") and t[i + 1] == "the" and t[i + 2] in ("left", "right"):
+        if word in self.w.directions:
+            if word in _SIDES and t[i + 1] == "to" and t[i + 2] in _SIDES:
+                return t[i + 2], i + 3
+            return self.w.directions[word], i + 1
+        if word in ("to", "toward", "towards") and t[i + 1] == "the" and t[i + 2] in _SIDES:
             return t[i + 2], i + 3
-        j = i + (word == "from")
-        if t[j] in ("left", "right") and t[j + 1] == "to" and t[j + 2] in ("left", "right"):
-            return t[j + 2], j + 3
+        if word == "from" and t[i + 1] in _SIDES and t[i + 2] == "to" and t[i + 3] in _SIDES:
+            return t[i + 3], i + 4
         if word in ("counter", "anti") and t[i + 1] == "clockwise":
             return "ccw", i + 2
-        name = self.w.directions.get(word, "")
-        return name, i + bool(name)
+        return "", i
 
     def still(self, i: int, named: bool, elided: bool = False) -> Phrase | None:
         """A way to say that the camera does not move, and for how long."""
-        t, sets = self.t, self.w.sets
+        t, w = self.t, self.w
         for words in self.w.no_camera_motion.get(t[i], ()):
             if t[i : i + len(words)] == words:
                 return self.fixed(i, i + len(words), explicit=True)
@@ -175,15 +183,15 @@ class Phrases:
                     return self.fixed(i, i + len(words))
         j = i + (t[i] in ARTICLES)
         k = j + 1 + (t[j + 1] == "off")
-        if t[j] in sets["still"] and t[k] in sets["shots"]:
+        if t[j] in w.still and t[k] in w.shots:
             return self.fixed(i, k + 1, explicit=True) if self.opens(i) else None
-        if named and t[i] in sets["holds"]:
+        if named and t[i] in w.holds:
             phrase = self.fixed(i, i + 1)
             if phrase.seconds is not None or t[i + 1] in ("", ",") or t[i + 1] in self.w.joints:
                 return phrase
-        stays = t[i] in sets["stay"]
+        stays = t[i] in w.stay
         j = i + stays + (t[i + stays] in ("completely", "perfectly", "absolutely", "entirely"))
-        if t[j] not in sets["still"] or (stays and not named):
+        if t[j] not in w.still or (stays and not named):
             return None
         j += 1 + (t[j + 1] in ("off", "down"))
         phrase = self.fixed(i, j)
@@ -192,7 +200,7 @@ class Phrases:
         bare_end = (
             then
             or following in ("", ",", "then", "followed", "before")
-            or (named and (following in sets["object_starts"] or following in ("and", "while", "as", "after")))
+            or (named and (following in w.object_starts or following in ("and", "while", "as", "after")))
         )
         bare = t[i] in ("fixed", "static", "stationary", "locked") or (named and not elided)
         return phrase if stays or (bare and bare_end) else None
@@ -200,9 +208,7 @@ class Phrases:
     def opens(self, i: int) -> bool:
         """Whether words at i that name a camera themselves stand where a command may start."""
         before = self.t[i - 1]
-        return (
-            i == 0 or before in self.w.sets["barriers"] or before in self.w.sets["leads"] or before in ("and", "with", "from", "is")
-        )
+        return i == 0 or before in self.w.barriers or before in self.w.leads or before in ("and", "with", "from", "is")
 
     def fixed(self, i: int, end: int, explicit: bool = False) -> Phrase:
         """The phrase not to move at words i to end, with a duration behind it."""
@@ -221,7 +227,7 @@ class Phrases:
             k = j + len(words)
             if t[j:k] != words:
                 continue
-            noun = t[k] in self.w.sets["shots"] or t[k] in ("footage", "style", "feel", "movement", "camerawork")
+            noun = t[k] in self.w.shots or t[k] in ("footage", "style", "feel", "movement", "camerawork")
             bare = "hand" in words[-1] or words[-1] == "held" or named
             filmed = t[i - 1] in _FILMED or (t[i - 1] in ("with", "on", "by") and t[i - 2] in _FILMED)
             opens = self.opens(i) and (t[i - 1] != "with" or i == 1 or t[i - 2] == ",")

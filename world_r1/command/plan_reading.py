@@ -29,11 +29,12 @@ from world_r1.command.plan_parts import Chain, Phrase, Problem
 from world_r1.command.plan_phrases import Phrases
 from world_r1.command.vocabulary import ARTICLES, Vocabulary, vocabulary
 
-_SEPARATOR = re.compile(r"[.!?;\n]+")
+#: What ends a sentence.
+_MARKS = ".!?;\n"
+_SEPARATOR = re.compile(f"[{_MARKS}]")
 _TOKEN = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?|\d+(?:\.\d+)?|[,:()\u00b0\u00d7]")
-_TWO_WORDS = re.compile(r"[\W_]*([^\W\d_]+|\d+)(?:[\W_]+([^\W\d_]+|\d+))?")
-#: A sentence without these is only looked at if it starts like a command.
-_NAMES = ("camera", "shot", "view", "fram", "handheld", "hand held")
+#: Words that name a camera: sentences without them are only looked at if they start like a command.
+_NAMES = re.compile("camera|shot|view|fram|hand ?held")
 _cached_move = lru_cache(maxsize=4096)(Move)
 
 
@@ -47,14 +48,11 @@ def parse_plan(text: str) -> CameraPlan | None:
     lowered = text.lower().replace("-", " ").replace("\u2019", "'")
     steps: list[Step] = []
     handheld, where = "", (0, 0)
-    pronoun = False
-    for start, end in _sentences(lowered):
-        sentence = lowered[start:end]
-        if not _may_command(sentence, words):
-            pronoun = pronoun and not sentence.strip()
-            continue
-        tokens = _TOKEN.findall(sentence)
-        reader = _Sentence(tokens, words)
+    pronoun, last = False, 0
+    for start, end in _candidates(lowered, words):
+        if pronoun and _TOKEN.search(lowered, last, start):
+            pronoun = False
+        reader, last = _Sentence(_TOKEN.findall(lowered, start, end), words), end
         try:
             found, pronoun = reader.read(pronoun)
         except Problem as problem:
@@ -70,32 +68,34 @@ def parse_plan(text: str) -> CameraPlan | None:
     return CameraPlan(tuple(steps), handheld)
 
 
-def _sentences(text: str) -> list[tuple[int, int]]:
-    """(start, end) of the sentences of a text; a point between digits does not end one."""
-    found, start = [], 0
-    for match in _SEPARATOR.finditer(text):
-        first, last = match.span()
-        if last - first == 1 and text[first] == "." and text[first - 1 : first].isdigit() and text[last : last + 1].isdigit():
-            continue
-        if first > start:
-            found.append((start, first))
-        start = last
-    if start < len(text):
-        found.append((start, len(text)))
+def _candidates(text: str, words: Vocabulary) -> list[tuple[int, int]]:
+    """(start, end) of the sentences that name a camera or start like a command, in order."""
+    places = [match.start() for match in _NAMES.finditer(text)]
+    places += [match.end() - 2 for match in words.head.finditer("." + text)]
+    found: list[tuple[int, int]] = []
+    done = 0
+    for place in sorted(places):
+        if place >= done:
+            start, done = _border(text, done, place)
+            found.append((start, done))
     return found
 
 
-def _may_command(sentence: str, words: Vocabulary) -> bool:
-    for name in _NAMES:
-        if name in sentence:
-            return True
-    match = _TWO_WORDS.match(sentence)
-    if match is None:
-        return False
-    first, second = match.groups("")
-    if first in ARTICLES:
-        return second in words.heads or second.isdigit()
-    return first in words.heads or first == "it" or first.isdigit()
+def _border(text: str, start: int, place: int) -> tuple[int, int]:
+    """(start, end) of the sentence around a place; it begins at `start` or later. A point between digits ends no sentence."""
+    for mark in _MARKS:
+        found = text.rfind(mark, start, place)
+        while found >= 0 and mark == "." and _decimal(text, found):
+            found = text.rfind(mark, start, found)
+        start = max(start, found + 1)
+    for match in _SEPARATOR.finditer(text, place):
+        if not _decimal(text, match.start()):
+            return start, match.start()
+    return start, len(text)
+
+
+def _decimal(text: str, point: int) -> bool:
+    return text[point] == "." and text[point - 1 : point].isdecimal() and text[point + 1 : point + 2].isdecimal()
 
 
 def _located(problem: Problem, text: str, lowered: str, start: int, end: int) -> CameraTextError:
@@ -137,12 +137,12 @@ class _Sentence(Phrases):
         word, following = self.t[i], self.t[i + 1]
         if word == "camera" or following == "camera":
             return True
-        return word in ARTICLES or word in self.w.sets["still"] or word in self.w.handheld
+        return word in ARTICLES or word in self.w.still or word in self.w.handheld
 
     def chain(self, i: int, pronoun: bool) -> Chain | None:
         """The run of camera phrases that starts at i, or None if there is none or it is none of the camera's business."""
         t, first, lead = self.t, i == 0, Phrase(i)
-        while first and t[i] in self.w.sets["leads"]:
+        while first and t[i] in self.w.leads:
             i += 1 + (t[i + 1] == ",")
         if first and (found := self.modifier(i)) is not None and found[0] == "seconds" and t[found[2]] == ",":
             lead.note(found[0], found[1], i, found[2])
@@ -169,16 +169,14 @@ class _Sentence(Phrases):
         head = chain.phrases[0]
         if head.form == "base":
             return not chain.place or chain.explicit
-        return not chain.objects and (head.form in ("state", "noun") or head.verb in self.w.sets["camera_only"])
+        return not chain.objects and (head.form in ("state", "noun") or head.verb in self.w.camera_only)
 
     def subject(self, i: int) -> int | None:
         """Position after "the camera", "Camera:", "camera movement is"; None if there is no camera subject at i."""
-        t, sets, start = self.t, self.w.sets, i
-        if t[i + 1] == "camera" and t[i] in ("the", "our", "this") and t[i - 1] not in sets["governs"]:
+        t, w, start = self.t, self.w, i
+        if t[i + 1] == "camera" and t[i] in ("the", "our", "this") and t[i - 1] not in w.governs:
             i += 2
-        elif t[i] == "camera" and (
-            i == 0 or t[i - 1] in sets["barriers"] or t[i - 1] in sets["leads"] or t[i - 1] in ("and", "with")
-        ):
+        elif t[i] == "camera" and (i == 0 or t[i - 1] in w.barriers or t[i - 1] in w.leads or t[i - 1] in ("and", "with")):
             i += 1
         else:
             return None
@@ -194,7 +192,7 @@ class _Sentence(Phrases):
                     i += 1
                 i += 1 + (self.t[i + 1] in ("it", "only", "rather", "instead"))
                 return self.phrase(i, named, elided)
-            if self.t[i] not in self.w.sets["auxiliaries"]:
+            if self.t[i] not in self.w.auxiliaries:
                 return None
             i += 1
             phrase = self.phrase(i, named, elided)
@@ -217,7 +215,7 @@ class _Sentence(Phrases):
         end = self.reach(phrase.end)
         if end > phrase.end:
             chain.objects = True
-            chain.place = chain.place or (not chain.phrases and self.t[phrase.end] in self.w.sets["places"])
+            chain.place = chain.place or (not chain.phrases and self.t[phrase.end] in self.w.places)
             if phrase.move:
                 end = self.modifiers(end, phrase)
                 phrase.finish(phrase.move, phrase.end)
@@ -227,8 +225,8 @@ class _Sentence(Phrases):
 
     def reach(self, i: int) -> int:
         """End of an object that starts at i: the next joint with a camera phrase, a barrier, an amount, or the end; i if there is none."""
-        t, barriers, joints = self.t, self.w.sets["barriers"], self.w.joints
-        if t[i] not in self.w.sets["object_starts"] or self.accompanied(i) is not None:
+        t, barriers, joints = self.t, self.w.barriers, self.w.joints
+        if t[i] not in self.w.object_starts or self.accompanied(i) is not None:
             return i
         j = i + 1
         while j < self.n and t[j] not in barriers:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,19 +34,29 @@ class Vocabulary:
     numbers: Mapping[str, float]
     #: Unit word -> (unit, factor).
     units: Mapping[str, tuple[str, float]]
-    #: Plain sets of words, by their name in the file.
-    sets: Mapping[str, frozenset[str]]
-    #: Words that a still phrase, a motion or a sentence with a command and without a camera may start with.
+    #: Plain sets of words, which the file explains.
+    around: frozenset[str]
+    camera_only: frozenset[str]
+    needs_direction: frozenset[str]
+    inward: frozenset[str]
+    still: frozenset[str]
+    stay: frozenset[str]
+    holds: frozenset[str]
+    shots: frozenset[str]
+    auxiliaries: frozenset[str]
+    leads: frozenset[str]
+    object_starts: frozenset[str]
+    places: frozenset[str]
+    barriers: frozenset[str]
+    governs: frozenset[str]
+    #: Words that a still phrase and a motion may start with.
     starts_still: frozenset[str]
     starts_motion: frozenset[str]
-    heads: frozenset[str]
+    #: Finds the ends of sentences whose next sentence may command something without naming a camera.
+    head: re.Pattern[str]
 
 
-#: Fields of the file that are plain sets of words.
-_SETS = (
-    *("around", "camera_only", "needs_direction", "inward", "still", "stay", "holds", "shots", "auxiliaries", "leads"),
-    *("object_starts", "places", "barriers", "governs"),
-)
+_SETS = [field.name for field in fields(Vocabulary) if field.type == "frozenset[str]" and not field.name.startswith("starts")]
 ARTICLES = frozenset(("a", "an", "the"))
 
 
@@ -58,9 +69,12 @@ def vocabulary() -> Vocabulary:
     directions = {word: name for name, words in data["directions"].items() for word in words}
     modifiers = _modifiers(data)
     handheld = _by_first((phrase, (name,)) for name, phrases in data["handheld"].items() for phrase in phrases)
-    tables = {name: _by_first((phrase, ()) for phrase in data[name]) for name in ("no_motion", "no_camera_motion", "negations")}
+    tables: dict[str, Any] = {}
+    for name in ("no_motion", "no_camera_motion", "negations"):
+        rows = _by_first((phrase, ()) for phrase in data[name])
+        tables[name] = {first: [words for (words,) in found] for first, found in rows.items()}
     joints = _by_first((phrase, (kind,)) for kind, phrases in data["joints"].items() for phrase in phrases)
-    sets = {name: frozenset(data[name]) for name in _SETS}
+    sets: dict[str, Any] = {name: frozenset(data[name]) for name in _SETS}
     still = (
         sets["still"]
         | sets["stay"]
@@ -78,13 +92,13 @@ def vocabulary() -> Vocabulary:
         modifiers=modifiers,
         joints={first: [(words, len(words), kind) for words, kind in rows] for first, rows in joints.items()},
         handheld=handheld,
-        **{name: {first: [words for (words,) in rows] for first, rows in table.items()} for name, table in tables.items()},
+        **tables,
         numbers={word: float(value) for word, value in data["numbers"].items()},
         units={word: (unit, float(factor)) for unit, words in data["units"].items() for word, factor in words.items()},
-        sets=sets,
+        **sets,
         starts_still=frozenset(still),
         starts_motion=frozenset(motion),
-        heads=frozenset(still | motion | sets["leads"]),
+        head=_head_pattern(still | motion | sets["leads"] | {"it"}),
     )
 
 
@@ -95,6 +109,31 @@ def inflections(verb: str) -> dict[str, str]:
     consonant_y = verb.endswith("y") and verb[-2] not in "aeiou"
     third = verb[:-1] + "ies" if consonant_y else verb + ("es" if verb.endswith(("sh", "ch")) else "s")
     return {verb: "base", third: "third", stem + "ing": "participle"}
+
+
+def _head_pattern(words: Iterable[str]) -> re.Pattern[str]:
+    """The end of a sentence, an article or none, and one of `words` or a number."""
+    word = rf"(?:{_alternatives(set(words) - ARTICLES)}|\d+)(?![^\W\d_])"
+    return re.compile(rf"[.!?;\n][\W_]*(?:(?:{_alternatives(ARTICLES)})[\W_]+)?{word}")
+
+
+def _alternatives(words: Iterable[str]) -> str:
+    """A pattern of literal words that share their beginnings, which matches much faster than a list of them."""
+    tree: dict[str, Any] = {}
+    for word in words:
+        node = tree
+        for character in word:
+            node = node.setdefault(character, {})
+        node[""] = {}
+    return _branches(tree)
+
+
+def _branches(tree: Mapping[str, Any]) -> str:
+    parts = [re.escape(character) + _branches(rest) for character, rest in sorted(tree.items()) if character]
+    if not parts:
+        return ""
+    body = parts[0] if len(parts) == 1 and "" not in tree else f"(?:{'|'.join(parts)})"
+    return f"{body}?" if "" in tree else body
 
 
 def _modifiers(data: Mapping[str, Any]) -> dict[str, list[Modifier]]:
