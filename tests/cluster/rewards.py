@@ -82,3 +82,43 @@ class Refuses(Reward):
 def fingerprint(clip: Clip) -> float:
     """A number of the pixels and the id."""
     return float(zlib.crc32(clip.video.tobytes() + clip.id.encode()) % 100_003)
+
+
+class Jittered(Reward):
+    """`fingerprint` after 0 to 2 ms, whatever the order of arrival."""
+
+    name: ClassVar[str] = "tests.cluster.rewards:Jittered"
+
+    def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
+        value = fingerprint(clip)
+        time.sleep((value % 5) * 0.0005)
+        return self.ok(value)
+
+
+class Sick(Reward):
+    """On clips whose id ends in `suffix`: NaN, or MemoryError, the first `times` times in all; counts in a file."""
+
+    name: ClassVar[str] = "tests.cluster.rewards:Sick"
+
+    def __init__(self, counter: str, suffix: str, times: int, how: str) -> None:
+        self.counter, self.suffix, self.times, self.how = Path(counter), suffix, times, how
+
+    def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
+        if clip.id.endswith(self.suffix):
+            before = self.counter.stat().st_size if self.counter.exists() else 0
+            if before < self.times:
+                with open(self.counter, "ab") as file:
+                    file.write(b"x")
+                if self.how == "memory":
+                    raise MemoryError("no room for the reconstruction")
+                return self.ok(float(self.how))
+        return self.ok(fingerprint(clip))
+
+
+class Environment(Reward):
+    """1 if the worker's environment variable WORLD_R1_TEST says "pool", else 0."""
+
+    name: ClassVar[str] = "tests.cluster.rewards:Environment"
+
+    def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
+        return self.ok(float(os.environ.get("WORLD_R1_TEST") == "pool"))

@@ -15,8 +15,9 @@ import pytest
 import ray
 
 from tests.cluster.rewards import fingerprint
-from world_r1.actors.judge import Judge, Judges, matched, missing
+from world_r1.actors.judge import Judge, Judges
 from world_r1.config import RewardsConfig
+from world_r1.serving.items import missing
 from world_r1.types import Clip, Prompt, Verdict
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
@@ -107,7 +108,7 @@ def test_a_time_out_is_a_missing_value_and_the_next_clips_are_scored() -> None:
         assert [verdict.total for verdict in verdicts] == [fingerprint(clips[0]), None, fingerprint(clips[2])]
         assert verdicts[1].scores[0].status == "failed"
         assert "no verdict within 1 s" in verdicts[1].scores[0].reason
-        assert judges.replaced == 1
+        assert judges.replaced == 2  # the clip is tried once more, on another judge
         assert time.monotonic() - start < 50
 
 
@@ -122,16 +123,6 @@ def test_a_replacement_that_does_not_start_is_an_error_and_not_a_hang(tmp_path: 
                 future.result(timeout=60)
 
 
-@pytest.mark.parametrize("answer", [["a", "b"], ["a", "b", "c", "c"], ["a", "b", "d"], []])
-def test_verdicts_on_other_clips_than_those_asked_for_are_an_error(answer: list[str]) -> None:
-    with pytest.raises(ValueError, match="asked for verdicts on"):
-        matched([Verdict(name, 1.0, ()) for name in answer], ["a", "b", "c"])
-
-
-def test_verdicts_are_put_into_the_order_of_the_clips() -> None:
-    assert [verdict.clip for verdict in matched([Verdict("b", 1.0, ()), Verdict("a", 2.0, ())], ["a", "b"])] == ["a", "b"]
-
-
 def test_missing_verdicts_name_the_rewards_that_count_for_the_kind_of_prompt() -> None:
     entries = [
         {"name": "one", "phase": "rigid"},
@@ -140,7 +131,7 @@ def test_missing_verdicts_name_the_rewards_that_count_for_the_kind_of_prompt() -
         {"name": "four", "weight": 0},
     ]
     config = RewardsConfig.model_validate({"rewards": entries})
-    (verdict,) = missing(config, ["x"], Prompt("p", "t", "dynamic"), "why")
+    verdict = missing(config, "x", "dynamic", "why")
     assert (verdict.clip, verdict.total) == ("x", None)
     assert [(score.reward, score.status, score.reason) for score in verdict.scores] == [
         ("two", "failed", "why"),

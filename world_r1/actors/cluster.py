@@ -20,10 +20,14 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from world_r1.actors.judge import Judge, Judges, first_line
+from world_r1.actors.judge import Judges, first_line
 from world_r1.actors.learner import Learner, PolicyWorker
 from world_r1.actors.sampler import Receipt, Sampler
 from world_r1.config import Config
+from world_r1.serving.attached import Attached
+from world_r1.serving.client import PoolClient
+from world_r1.serving.config import PoolConfig
+from world_r1.serving.pool import start_worker
 from world_r1.types import Group, Prompt, Verdict
 
 log = logging.getLogger(__name__)
@@ -81,7 +85,7 @@ class Cluster:
         self.stop = stop
         self.say = say
         self.owned = not ray.is_initialized()
-        self.judges = Judges(config.rewards, self._make_judge, config.cluster.timeout)
+        self.judges: Judges | Attached = Judges(config.rewards, self._make_judge, config.cluster.timeout)
         self.samplers: list[Any] = []
         self.learner: Any = None
         self.threads = ThreadPoolExecutor(1, thread_name_prefix="rollout")
@@ -185,7 +189,7 @@ class Cluster:
         self.publish()
 
     def _connect(self) -> None:
-        settings = self.config.cluster
+        address = self._address()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         common: dict[str, Any] = {
             "include_dashboard": False,
@@ -193,16 +197,24 @@ class Cluster:
             "log_to_driver": log.isEnabledFor(logging.DEBUG),
         }
         try:
-            if settings.address:
+            if address:
                 del common["include_dashboard"]
-                ray.init(address=settings.address, **common)
+                ray.init(address=address, **common)
             else:
                 # Reservations are logical: one core may carry two busy actors, slowly. GPUs are never invented.
                 cpus = max(os.cpu_count() or 1, int(self._cpus() + 0.999))
                 ray.init(num_cpus=cpus, _system_config=LOCAL, **common)
         except Exception as error:  # a bare Exception is what Ray raises when its own processes are slow to start
-            where = f"join the Ray cluster at {settings.address}" if settings.address else "start a local Ray cluster"
+            where = f"join the Ray cluster at {address}" if address else "start a local Ray cluster"
             raise ClusterError(f"cannot {where}: {first_line(error)}") from error
+
+    def _address(self) -> str | None:
+        """The cluster to join: the one that is told, or, for running pools, whichever is there."""
+        return self.config.cluster.address or ("auto" if self.config.rewards.pools else None)
+
+    def _judges(self) -> int:
+        """Judges of this run's own."""
+        return 0 if self.config.rewards.pools else self.config.cluster.judges
 
     def _policies(self) -> int:
         """Processes that hold a policy."""
@@ -210,7 +222,7 @@ class Cluster:
 
     def _cpus(self) -> float:
         settings = self.config.cluster
-        return self._policies() * settings.cpus_per_policy + settings.judges * settings.cpus_per_judge
+        return self._policies() * settings.cpus_per_policy + self._judges() * settings.cpus_per_judge
 
     def _policy_gpus(self) -> float:
         """GPUs per policy process: none on a CPU; with device "auto" whatever the cluster can give all of them, or none."""
@@ -223,7 +235,7 @@ class Cluster:
 
     def _demand(self) -> dict[str, float]:
         settings = self.config.cluster
-        gpus = self._policies() * self._policy_gpus() + settings.judges * settings.gpus_per_judge
+        gpus = self._policies() * self._policy_gpus() + self._judges() * settings.gpus_per_judge
         return {"CPU": self._cpus(), **({"GPU": gpus} if gpus > 0 else {})}
 
     def _await_resources(self, demand: dict[str, float], begin: float) -> None:
@@ -235,7 +247,7 @@ class Cluster:
             if not lacking:
                 log.info("cluster: %s registered", report)
                 return
-            if (self.owned and not self.config.cluster.address) or time.monotonic() - begin > self.config.cluster.timeout:
+            if (self.owned and not self._address()) or time.monotonic() - begin > self.config.cluster.timeout:
                 raise ClusterError(
                     f"this run needs more than the cluster has ({report} registered); lower cluster.samplers, cluster.judges or the "
                     "cpus_per/gpus_per settings, set model.device=cpu, or add nodes"
@@ -252,12 +264,14 @@ class Cluster:
         else:
             self.learner = ray.remote(Learner).options(**options).remote(self.config)
             self.samplers = [ray.remote(Sampler).options(**options).remote(self.config) for _ in range(settings.samplers)]
-        self.judges.crew = [self._make_judge() for _ in range(settings.judges)]
+        if self.config.rewards.pools:
+            self.judges = Attached(self.config.rewards, [PoolClient(name) for name in self.config.rewards.pools])
+        self.judges.crew = [self._make_judge() for _ in range(self._judges())]
 
     def _make_judge(self) -> Any:
         settings = self.config.cluster
-        actor = ray.remote(Judge).options(num_cpus=settings.cpus_per_judge, num_gpus=settings.gpus_per_judge)
-        return actor.remote(self.config.rewards, settings.threads)
+        share = {"cpus": settings.cpus_per_judge, "gpus": settings.gpus_per_judge, "threads": settings.threads}
+        return start_worker(PoolConfig(rewards=self.config.rewards, **share))
 
     def _await_actors(self, begin: float) -> None:
         """Until every actor has loaded what it needs; an actor's own error (an unreadable model, an unknown reward) is raised as it is."""
@@ -281,7 +295,8 @@ class Cluster:
             if pending and time.monotonic() - said > 5.0:
                 said = time.monotonic()
                 self.say(f"waiting for {', '.join(pending.values())} to load")
-        self.judges.employ(self.judges.crew)
+        if isinstance(self.judges, Judges):
+            self.judges.employ(self.judges.crew)
 
     def close(self) -> None:
         """End the actors, and Ray if it was started here."""
@@ -319,7 +334,7 @@ class Cluster:
             for call in ready:
                 g = pending.pop(call)
                 receipts[g] = self._get("sampling", call)
-                judging[g] = self.judges.score(calls[g][2], receipts[g].ids, prompts[g])
+                judging[g] = self.judges.score(calls[g][2], receipts[g].ids, prompts[g], receipts[g].hashes)
         sampled = time.perf_counter()
         futures = [future for group in judging.values() for future in group]
         while wait(futures, timeout=TICK).not_done:

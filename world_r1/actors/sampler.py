@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from world_r1.config import Config
+from world_r1.serving.items import content_hash
 from world_r1.types import Clip, Prompt, Rollout, Weights
 
 
@@ -16,11 +17,13 @@ from world_r1.types import Clip, Prompt, Rollout, Weights
 class Receipt:
     """What the driver learns of a sampled group; the arrays stay in the object store.
 
-    Example: `Receipt(group=1, ids=("s3-p1-k0", "s3-p1-k1"), version=3, seconds=2.1)`
+    Example: `Receipt(group=1, ids=("s3-p1-k0", "s3-p1-k1"), hashes=("9f2c...", "07aa..."), version=3, seconds=2.1)`
     """
 
     group: int
     ids: tuple[str, ...]
+    #: `content_hash` of the clips, which a verdict must name.
+    hashes: tuple[str, ...]
     version: int
     seconds: float
 
@@ -54,7 +57,9 @@ class Sampler:
         start = time.perf_counter()
         sampled = sample_group(self.policy, self.config, prompt, step, group, self.version)
         ids = tuple(rollout.id for rollout in sampled.rollouts)
-        return Receipt(group, ids, self.version, time.perf_counter() - start), sampled.rollouts, sampled.clips
+        hashes = tuple(content_hash(clip) for clip in sampled.clips)
+        receipt = Receipt(group, ids, hashes, self.version, time.perf_counter() - start)
+        return receipt, sampled.rollouts, sampled.clips
 
     def heldout(self, part: int, parts: int, state: Mapping[str, Any] | None) -> Iterator[Any]:
         """This process's share of a held-out evaluation, clip by clip (see `world_r1.evaluation.sampled`), with the weights `state`."""
