@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from world_r1.config import CameraConfig, Config, RewardConfig, RewardsConfig, VideoConfig
-from world_r1.reward import PROBES, SCORES, Probe, Reward, Rubric, available, load
+from world_r1.reward import PROBES, SCORES, Probe, Reward, Rubric, available, load, registered
 from world_r1.types import Clip, Prompt, Score, Verdict
 
 
@@ -31,14 +32,11 @@ def plugins() -> list[dict[str, str]]:
 
 
 def rewards_config(names: Sequence[str]) -> RewardsConfig:
-    """Rewards by name with weight 1 and the shipped probes that give what they need.
+    """Rewards by name with weight 1 and probes that give what they need: of several, one that can run here, without weights if possible.
 
-    Raises ValueError for an unknown name, or a need that no shipped probe gives.
+    Raises ValueError for an unknown name, or a need that no known probe gives.
     """
-    givers: dict[str, str] = {}
-    for probe in available(PROBES):
-        for given in load(probe, PROBES, Probe).gives:  # type: ignore[attr-defined]
-            givers.setdefault(given, probe)
+    givers = probes_by_gift()
     wanted = [need for name in names for need in load(name, SCORES, Reward).needs]  # type: ignore[attr-defined]
     probes: dict[str, dict[str, Any]] = {}
     while wanted:
@@ -50,6 +48,22 @@ def rewards_config(names: Sequence[str]) -> RewardsConfig:
         probes[givers[need]] = {}
         wanted += load(givers[need], PROBES, Probe).needs  # type: ignore[attr-defined]
     return RewardsConfig(rewards=tuple(RewardConfig(name=name) for name in names), probes=probes)
+
+
+def probes_by_gift(first: Sequence[str] = ()) -> dict[str, str]:
+    """What probes give -> the probe to use for it: one of `first`, else one that lacks nothing here, else any; those without weights
+    come before those with."""
+    names = [*first, *(name for name in [*available(PROBES), *registered(Probe)] if name not in first)]
+    found: list[tuple[tuple[bool, bool, bool], str, Any]] = []
+    for name in names:
+        with contextlib.suppress(ImportError):  # one whose module does not even import gives nothing
+            probe: Any = load(name, PROBES, Probe)
+            found.append(((name not in first, bool(probe.lacks()), bool(probe.weights)), name, probe))
+    givers: dict[str, str] = {}
+    for _, name, probe in sorted(found, key=lambda row: row[0]):
+        for given in probe.gives:
+            givers.setdefault(given, name)
+    return givers
 
 
 def score_video(path: Path, prompt: str, rewards: RewardsConfig, camera: CameraConfig) -> Verdict:
