@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from world_r1.command import reading, writing
 from world_r1.command.plan import CameraPlan, CameraTextError, Move, Step
 from world_r1.command.plan_reading import parse_plan
+from world_r1.command.plan_writing import describe_plan
 from world_r1.command.words import MOTIONS, SPEEDS, axis
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Step",
     "axis",
     "describe",
+    "describe_plan",
     "parse",
     "parse_plan",
 ]

@@ -51,6 +51,8 @@ class Phrases:
                 i, phrase.explicit = i + 2, True
         i = self.modifiers(i, phrase)
         direction, i = (early, i) if early else self.direction(i)
+        if direction == "in" and t[i - 1] == "in" and ((t[i] in ARTICLES and self.modifier(i) is None) or t[i + 1] == "motion"):
+            direction, i = "", i - 1  # "moves in a circle", "in slow motion"
         moves = w.verbs[verb]
         move = moves.get(direction or ("in" if t[i] in w.inward and "" not in moves else ""))
         if direction and t[i] == "around" and verb in w.around:
@@ -99,11 +101,19 @@ class Phrases:
             kind, value, end = found
             if skipped and not before_verb and self.phrase(i + 1, False) is not None:
                 break
-            if word == "," and (before_verb or not (t[end] in ("", ",") or t[end] in self.w.joints)):
+            if word == "," and (before_verb or not self.inserted(end)):
                 break
             phrase.note(kind, value, i + skipped, end)
             i = end
+            if word == t[i] == "," and t[i + 1] in self.w.object_starts and self.phrase(i + 1, False) is None:
+                i += 1  # the comma behind an insertion: "glides forward, very slowly, toward the door"
         return i + 1 if before_verb and i > begin and t[i] == "," else i
+
+    def inserted(self, i: int) -> bool:
+        """Whether nothing but further modifiers stand between i and the next joint or the end."""
+        while (found := self.modifier(i)) is not None:
+            i = found[2]
+        return self.t[i] in ("", ",") or self.t[i] in self.w.joints
 
     def modifier(self, i: int) -> tuple[str, object, int] | None:
         """One modifier: (kind, value, position behind it)."""

@@ -277,6 +277,8 @@ class _Sentence(Phrases):
         """A direction that shares the verb of the phrase before: the "up" of "moves left and up"."""
         direction, j = self.direction(i)
         move = self.w.verbs.get(last.verb, {}).get(direction) if direction else None
+        if move is None and direction and last.move and KINDS[last.move].unit == "metres":
+            move = self.w.verbs["move"].get(direction)  # "pulls back and up"
         if move is None:
             return None
         phrase = Phrase(i)

@@ -52,6 +52,11 @@ class Vocabulary:
     #: Words that a still phrase and a motion may start with.
     starts_still: frozenset[str]
     starts_motion: frozenset[str]
+    #: What the writer says, as in the file.
+    wordings: Mapping[str, list[str]]
+    adverbs: Mapping[str, list[str]]
+    phrases: Mapping[str, list[str]]
+    stillness: Mapping[str, list[str]]
     #: Finds the ends of sentences whose next sentence may command something without naming a camera.
     head: re.Pattern[str]
 
@@ -98,6 +103,7 @@ def vocabulary() -> Vocabulary:
         **sets,
         starts_still=frozenset(still),
         starts_motion=frozenset(motion),
+        **{name: data[name] for name in ("wordings", "adverbs", "phrases", "stillness")},
         head=_head_pattern(still | motion | sets["leads"] | {"it"}),
     )
 
