@@ -90,6 +90,8 @@ class Reward(Plugin, ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     #: Names of the parts that its scores may have.
     parts: ClassVar[tuple[str, ...]] = ()
+    #: By how much a clip of a rigid room must score above the same clip with swimming textures; 0 for a reward that claims no such thing.
+    rigid_wins: ClassVar[float] = 0.0
 
     def applies(self, clip: Clip) -> bool:
         """Whether this reward has a say about the clip; one that has none is left out of the sum, neither missing nor a number.

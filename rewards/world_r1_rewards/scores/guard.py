@@ -27,6 +27,7 @@ class Guard(Reward):
     """
 
     name, needs = "guard", ("statistics",)
+    parts = ("contrast", "sharpness", "saturation", "luminance")
 
     def __init__(self, ranges: Mapping[str, Any] | None = None, path: str | None = "blockworld", tolerance: float = 0.5) -> None:
         found = dict(ranges) if ranges is not None else _read(path)

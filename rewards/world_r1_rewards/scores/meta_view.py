@@ -24,6 +24,7 @@ class MetaView(Reward):
     """
 
     name, needs = "meta_view", ("geometry", "novel_view_critic")
+    parts = ("motion", "quality", "fidelity")
 
     def applies(self, clip: Clip) -> bool:
         if clip.trajectory is None:

@@ -23,6 +23,7 @@ class Motion(Reward):
     """
 
     name, needs = "motion", ("geometry",)
+    parts = ("measured", "commanded")
 
     def applies(self, clip: Clip) -> bool:
         return clip.trajectory is not None

@@ -16,6 +16,7 @@ class Quality(Reward):
     """
 
     name, needs = "quality", ("quality_critic",)
+    parts = ("quality", "fidelity", "camera")
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
         self.weights = {"quality": 0.5, "fidelity": 0.4, "camera": 0.1} | dict(weights or {})

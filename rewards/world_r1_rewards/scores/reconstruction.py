@@ -24,6 +24,8 @@ class Reconstruction(Reward):
     """
 
     name, needs = "reconstruction", ("geometry",)
+    parts = ("appearance", "rigidity", "link", "order", "motion")
+    rigid_wins = 0.15
 
     def __init__(self, link: Sequence[float] = (0.1, 0.5)) -> None:
         if len(link) != 2 or not 0 <= link[0] < link[1]:

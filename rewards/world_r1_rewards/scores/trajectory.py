@@ -96,6 +96,7 @@ class TrajectoryReward(Reward):
     """
 
     name, needs = "trajectory", ("geometry",)
+    parts = ("rotation", "translation", "rotation_share")
 
     def applies(self, clip: Clip) -> bool:
         return clip.trajectory is not None
