@@ -47,6 +47,16 @@ class Trajectory:
     depth: float
     #: Canonical command text, for example "push in, then pan left"; "" when the prompt names no camera.
     command: str = ""
+    #: [T] float32 factor on the focal lengths of `K` by frame, 1 in frame 0; None for a constant focal length.
+    zoom: np.ndarray | None = None
+
+    @property
+    def Ks(self) -> np.ndarray:
+        """[T, 3, 3] float32 intrinsics of every frame."""
+        found = np.repeat(np.asarray(self.K, np.float32)[None], len(self.c2w), 0)
+        if self.zoom is not None:
+            found[:, :2, :2] *= np.asarray(self.zoom, np.float32)[:, None, None]
+        return found
 
 
 @dataclass(frozen=True)
