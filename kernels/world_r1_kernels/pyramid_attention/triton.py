@@ -149,11 +149,13 @@ def _update(s, v, m, norm, acc):
 
 @triton.jit
 def correct(s, bias, variance, square, CORRECT: tl.constexpr):
-    """Pooled logits in log2 units: plus log2 count, plus the variance correction, which is at most the log count."""
-    s = s + bias[None, :]
+    """Pooled logits in log2 units: plus log2 count, plus the variance correction, which is at most the log count.
+
+    Keys that are not seen have bias -inf and variance 0, and so logit -inf.
+    """
     if CORRECT:
-        s = s + tl.minimum(square[:, None] * variance[None, :], bias[None, :])
-    return s
+        return s + tl.minimum(square[:, None] * variance[None, :] + bias[None, :], 2 * bias[None, :])
+    return s + bias[None, :]
 
 
 @triton.jit
@@ -233,9 +235,9 @@ def _other_parts(
             else:
                 k = tl.load(KP + at.to(tl.int64)[:, None] * D + d[None, :], mask=keep[:, None], other=0.0)
                 v = tl.load(VP + at.to(tl.int64)[:, None] * D + d[None, :], mask=keep[:, None], other=0.0)
-            bias = tl.load(BIAS + at, mask=keep, other=0.0)
+            bias = tl.load(BIAS + at, mask=keep, other=-float("inf"))
             s = correct(tl.dot(q, k.T) * step, bias, tl.load(VAR + at, mask=keep, other=0.0), square, CORRECT)
-            m, norm, acc = _update(tl.where(keep[None, :], s, -float("inf")), v, m, norm, acc)
+            m, norm, acc = _update(s, v, m, norm, acc)
     if PYRAMID:
         n2, n4, n8 = tl.load(COUNT + row * 4 + 1), tl.load(COUNT + row * 4 + 2), tl.load(COUNT + row * 4 + 3)
         for t in tl.range(0, n2 + (n4 + 1) // 2 + (n8 + 3) // 4, num_stages=STAGES):

@@ -93,10 +93,10 @@ def grad_q_kernel(
                 keep = keep & (tl.load(LEVELS + row * nk + r * REST // BK, mask=keep, other=0) == REST)
             k = tl.load(KP + at.to(tl.int64)[:, None] * D + d[None, :], mask=keep[:, None], other=0.0)
             v = tl.load(VP + at.to(tl.int64)[:, None] * D + d[None, :], mask=keep[:, None], other=0.0)
-            bias = tl.load(BIAS + at, mask=keep, other=0.0)
+            bias = tl.load(BIAS + at, mask=keep, other=-float("inf"))
             variance = tl.load(VAR + at, mask=keep, other=0.0)
             s = correct(tl.dot(q, k.T) * step, bias, variance, square, CORRECT)
-            p = tl.where(keep[None, :], tl.math.exp2(s - lse[:, None]), 0.0)
+            p = tl.math.exp2(s - lse[:, None])
             ds = p * (tl.dot(grad, v.T) - delta[:, None])
             dq = tl.dot(ds.to(k.dtype), k, dq)
             if CORRECT:
@@ -204,10 +204,13 @@ def grad_pooled_kernel(
             lse = _log2_sum(LSE, stat, inside)
             delta = tl.load(DELTA + stat, mask=inside, other=0.0)
             square = tl.sum(q.to(tl.float32) * q.to(tl.float32), 1) * unit
-            s = tl.dot(k, q.T) * step + bias[:, None]
+            seen = tl.where(keep, bias, -float("inf"))
+            s = tl.dot(k, q.T) * step
             if CORRECT:
-                s += tl.minimum(variance[:, None] * (square * LOG2E)[None, :], bias[:, None])
-            p = tl.where(keep[:, None], tl.math.exp2(s - lse[None, :]), 0.0)
+                s += tl.minimum(variance[:, None] * (square * LOG2E)[None, :] + seen[:, None], 2 * seen[:, None])
+            else:
+                s += seen[:, None]
+            p = tl.math.exp2(s - lse[None, :])
             ds = p * (tl.dot(v, grad.T) - delta[None, :])
             dv = tl.dot(p.to(grad.dtype), grad, dv)
             dk = tl.dot(ds.to(q.dtype), q, dk)
