@@ -1,0 +1,30 @@
+"""PickScore (arXiv 2305.01569): a CLIP-H trained on people's choices between pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from world_r1.reward import Probe
+from world_r1.types import Clip
+from world_r1_rewards.probes._quality import cosines, under
+from world_r1_rewards.quality.clip import ClipScorer
+from world_r1_rewards.quality.pixels import FrameChoice
+
+
+class PickScore(Probe):
+    """Gives "pickscore": cosines of frames with the prompt.
+
+    Options: `frames` and `take` ("spread" or "first") of `quality.pixels.FrameChoice`; `model` and the other options of
+    `quality.clip.ClipScorer`.
+    """
+
+    gives = ("pickscore",)
+    weights = "yuvalkirstain/PickScore_v1"
+    licence = "MIT (code); the weights' card names none"
+
+    def __init__(self, frames: int = 8, take: str = "spread", model: str = weights, **options: Any) -> None:
+        self.choice, self.scorer = FrameChoice(frames, take), ClipScorer(model, **options)
+
+    def observe(self, clips: Sequence[Clip], evidence: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any] | Exception]:
+        return under("pickscore", cosines(self.scorer, self.choice, clips))
