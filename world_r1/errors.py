@@ -25,6 +25,7 @@ EXTRAS = {
     "open3d": "pip install 'world-r1[open3d]'",
     "triton": "pip install 'world-r1[triton]'",
     "wandb": "pip install 'world-r1[wandb]'",
+    "torchvision": "pip install 'world-r1[judge]'",
 }
 
 #: Packages whose own ValueErrors and RuntimeErrors are addressed to the user.

@@ -200,7 +200,9 @@ def load(model: str, revision: str | None, device: str, dtype: str, attention: s
     except (ImportError, RuntimeError) as error:
         if "torchvision" not in str(error):
             raise
-        raise ImportError(f"the processor of {model} needs torchvision; install it with: pip install 'world-r1[judge]'") from error
+        raise ImportError(
+            f"the processor of {model} needs torchvision; install it with: pip install 'world-r1[judge]'", name="torchvision"
+        ) from error
     net = AutoModelForImageTextToText.from_pretrained(
         model, revision=revision, dtype=getattr(torch, kind), attn_implementation=attention
     )
