@@ -21,8 +21,11 @@ from world_r1.types import Clip, Verdict
 
 RANGES = {"contrast": [0.05, 0.5], "sharpness": [0.002, 0.3], "saturation": [0.02, 0.9], "luminance": [0.05, 0.95]}
 OPTIONS: dict[str, dict[str, Any]] = {"guard": {"ranges": RANGES}}
-#: Plug-ins that cannot run without a model or an endpoint: tests/unit/test_judge_*.py and test_quality_*.py hold them to the contract.
-NEED_A_MODEL = ("judge.", "aesthetic", "clip", "hpsv2", "hpsv3", "pickscore", "videoalign")
+#: Plug-ins that cannot run without a model or an endpoint: tests/unit/test_judge_*.py and test_quality_*.py hold them to the contract,
+#: test_geometry_models.py those of geometry.
+NEED_A_MODEL = ("judge.", "aesthetic", "clip", "hpsv2", "hpsv3", "pickscore", "videoalign") + (
+    "da3", "vggt", "pi3", "mapanything", "pycolmap",
+)  # fmt: skip
 LEARNED = ("quality", "meta_view", "critic", "frame_critic")
 
 
