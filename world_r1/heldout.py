@@ -130,7 +130,7 @@ def _track_metrics(
     except ValueError as error:
         unknown = [name for name in ("forward_backward", "sampson", "inliers") if values[name] is None]
         missing.update(dict.fromkeys(unknown, str(error)))
-    if trajectory is None or not sweeping.moves(trajectory):
+    if trajectory is None or not (sweeping.moves(trajectory) or trajectory.zoom is not None):
         missing["camera"] = "the prompt commands no camera motion"
     else:
         values["camera"] = camera_agreement(tracks, trajectory, _tracking_size(gray.shape[1:]))
@@ -261,13 +261,14 @@ def camera_agreement(tracks: list[Tracks], trajectory: Trajectory, size: tuple[i
     """
     height, width = size
     to_own = np.array([trajectory.size[1] / width, trajectory.size[0] / height])
-    observed, commanded = [], []
+    observed, commanded, K = [], [], trajectory.Ks
     for pair in tracks:
         relative = np.linalg.inv(trajectory.c2w[pair.last]) @ trajectory.c2w[pair.frame]
         pixels = (pair.start[pair.kept] + 0.5) * to_own
         observed.append((pair.end - pair.start)[pair.kept] * to_own)
         commanded.append(
-            _project(pixels, _proxy(pixels[:, 1] / trajectory.size[0]) / trajectory.depth, relative, trajectory.K) - pixels
+            _project(pixels, _proxy(pixels[:, 1] / trajectory.size[0]) / trajectory.depth, relative, K[pair.frame], K[pair.last])
+            - pixels
         )
     seen, wanted = np.concatenate(observed), np.concatenate(commanded)
     if not len(seen):
@@ -283,7 +284,7 @@ def _proxy(height_share: np.ndarray) -> np.ndarray:
     return np.clip(1 + 2.6 * (height_share - 0.5), 0.3, None)
 
 
-def _project(pixels: np.ndarray, inverse_depth: np.ndarray, relative: np.ndarray, K: np.ndarray) -> np.ndarray:
+def _project(pixels: np.ndarray, inverse_depth: np.ndarray, relative: np.ndarray, K: np.ndarray, K_end: np.ndarray) -> np.ndarray:
     rays = np.linalg.inv(K) @ np.vstack([pixels.T, np.ones(len(pixels))])
-    point = K @ (relative[:3, :3] @ rays + relative[:3, 3:] * inverse_depth)
+    point = K_end @ (relative[:3, :3] @ rays + relative[:3, 3:] * inverse_depth)
     return (point[:2] / np.maximum(point[2], 1e-3)).T

@@ -14,6 +14,8 @@ cell of its own. The anchor is the frame that sees the world coarsest, such that
 last for a pull out, the middle one for a pan. An area ratio above one skips cells, which loses correlation, never whiteness; the
 choice minimises its mean logarithm.
 
+A zoom changes the pixel coordinates of a frame, not its camera: a zoom in enlarges the anchor's cells like a push in, without parallax.
+
 **Noise.** Every latent cell (L) is a block of fine x fine pixels; k_c pixels of a frame lie in cell c. With q ~ N(0, I) over the
 cells, shared by all frames, and n ~ N(0, I) over the pixels, fresh in every frame, pixel i in cell c has
 
@@ -222,7 +224,8 @@ def noise_map(trajectory: Trajectory, grid: tuple[int, int, int], fine: int, *, 
     Latent frame f belongs to video frame f (T - 1) / (t - 1). ValueError if that is no integer, or if K does not belong to the size.
     """
     _check(trajectory, grid, fine)
-    parts = (trajectory.c2w.tobytes(), trajectory.K.tobytes(), trajectory.size, trajectory.depth)
+    zoom = None if trajectory.zoom is None else trajectory.zoom.tobytes()
+    parts = (trajectory.c2w.tobytes(), trajectory.K.tobytes(), trajectory.size, trajectory.depth, zoom)
     key = (*parts, grid, fine, str(torch.device(device)))
     found = _CACHE.get(key)
     if found is None:
@@ -246,6 +249,9 @@ def _check(trajectory: Trajectory, grid: tuple[int, int, int], fine: int) -> Non
         )
     if K.shape != (3, 3) or not (K[0, 0] > 0 and K[1, 1] > 0 and 0 < K[0, 2] < width and 0 < K[1, 2] < height):
         raise ValueError(f"K must be [3, 3] intrinsics in pixels of size (height, width) = {trajectory.size}, got {K.tolist()}")
+    zoom = trajectory.zoom
+    if zoom is not None and (zoom.shape != (frames,) or not np.isfinite(zoom).all() or not (zoom > 0).all()):
+        raise ValueError(f"a trajectory's zoom is a positive factor a frame, [{frames}], got {zoom!r}")
     if abs(math.log((height / h) / (width / w))) > math.log(1.25):
         raise ValueError(
             f"latents of (h, w) = {(h, w)} do not fit a video of (height, width) = {trajectory.size}: the shapes differ"
@@ -259,6 +265,8 @@ class _View:
     rotation: torch.Tensor  #: [t, 3, 3]
     origin: torch.Tensor  #: [t, 3] in units of depth
     focal: tuple[float, float]
+    #: [t] factor on the focal lengths by frame, None if they are constant.
+    zoom: torch.Tensor | None
     centre: tuple[float, float]
     size: tuple[int, int]  #: (rows, columns) of the fine grid
 
@@ -269,11 +277,15 @@ def _view(trajectory: Trajectory, grid: tuple[int, int, int], fine: int, device:
     stride = (len(trajectory.c2w) - 1) // (t - 1) if t > 1 else 1
     pose = torch.as_tensor(np.ascontiguousarray(trajectory.c2w[::stride][:t]), dtype=torch.float64, device=device)
     sx, sy = w * fine / width, h * fine / height
+    zoom = None
+    if trajectory.zoom is not None:
+        zoom = torch.as_tensor(np.ascontiguousarray(trajectory.zoom[::stride][:t]), dtype=torch.float64, device=device)
     K = trajectory.K.astype(np.float64)
     return _View(
         rotation=pose[:, :3, :3],
         origin=pose[:, :3, 3] / trajectory.depth,
         focal=(float(K[0, 0]) * sx, float(K[1, 1]) * sy),
+        zoom=zoom,
         centre=(float(K[0, 2]) * sx, float(K[1, 2]) * sy),
         size=(h * fine, w * fine),
     )
@@ -305,7 +317,10 @@ def _rays(view: _View, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def _points(view: _View, frames: torch.Tensor, rays: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Points [F, N, 3] of the proxy (units of depth) that the rays of frames [F] meet, and whether they meet it, bool [F, N]."""
+    """Points [F, N, 3] of the proxy (units of depth) that the rays (at zoom 1) of frames [F] meet, and whether they do, [F, N]."""
+    if view.zoom is not None:
+        rays = rays / torch.stack([view.zoom[frames], view.zoom[frames], torch.ones_like(view.zoom[frames])], -1)[:, None]
+        rays = rays / rays.norm(dim=-1, keepdim=True)
     direction = rays @ view.rotation[frames].transpose(-1, -2)
     origin = view.origin[frames][:, None]
     distance, hit = _cast(origin, direction)
@@ -318,7 +333,12 @@ def _seen(view: _View, anchor: int | torch.Tensor, point: torch.Tensor) -> tuple
         origin, rotation = view.origin[anchor][:, None, None], view.rotation[anchor][:, None]
     else:
         origin, rotation = view.origin[anchor], view.rotation[anchor]
-    return _extended(view, *((point - origin) @ rotation).unbind(-1))
+    x, y, z = ((point - origin) @ rotation).unbind(-1)
+    if view.zoom is not None:
+        zoom = view.zoom[anchor]
+        zoom = zoom[:, None, None] if isinstance(anchor, torch.Tensor) else zoom
+        x, y = x * zoom, y * zoom  # outside the image too, where any continuation will do that is continuous and one to one
+    return _extended(view, x, y, z)
 
 
 def _cast(origin: torch.Tensor, direction: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -148,6 +148,7 @@ class _Frames:
         self.pixels = np.stack([u, v], -1).reshape(*self.shape, 2).astype(np.float32)
         self.K = trajectory.K.astype(np.float64).copy()
         self.rays = np.linalg.inv(self.K) @ np.stack([u, v, np.ones_like(u)])
+        self.zoom = np.ones(len(gray)) if trajectory.zoom is None else trajectory.zoom.astype(np.float64)
         self.to_wide = np.diag([self.size[1] / own_width, self.size[0] / own_height, 1.0])
 
     def match(self, reference: int, sources: tuple[int, ...], path: np.ndarray, inverse: np.ndarray) -> _Match:
@@ -159,7 +160,7 @@ class _Frames:
         seen = np.zeros_like(costs)
         for source in sources:
             relative = np.linalg.inv(path[source]) @ path[reference]
-            error, inside = self._warped(code, source, relative, inverse)
+            error, inside = self._warped(code, source, relative, inverse, reference)
             costs += error * inside
             seen += inside
         enough = seen >= max(1, len(sources) / 2)
@@ -171,9 +172,13 @@ class _Frames:
             reference, float((weight * error).sum()), float((weight * still.mean(0).reshape(self.shape)).sum()), choice, error
         )
 
-    def _warped(self, code: np.ndarray, source: int, relative: np.ndarray, inverse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        project = (self.to_wide @ self.K @ relative[:3, :3] @ self.rays).astype(np.float32)
-        shift = (self.to_wide @ self.K @ relative[:3, 3]).astype(np.float32)
+    def _warped(
+        self, code: np.ndarray, source: int, relative: np.ndarray, inverse: np.ndarray, reference: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        K = self.K @ np.diag([self.zoom[source], self.zoom[source], 1.0])
+        rays = self.rays / np.array([self.zoom[reference], self.zoom[reference], 1.0])[:, None]
+        project = (self.to_wide @ K @ relative[:3, :3] @ rays).astype(np.float32)
+        shift = (self.to_wide @ K @ relative[:3, 3]).astype(np.float32)
         x, y, z = (project[i] + inverse.astype(np.float32)[:, None] * shift[i] for i in range(3))
         z = np.maximum(z, 1e-3)
         column, row = (x / z).astype(np.int32), (y / z).astype(np.int32)  # truncation is right: continuous x lies in pixel floor(x)

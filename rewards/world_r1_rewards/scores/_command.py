@@ -25,18 +25,18 @@ def commanded_motion(trajectory: Trajectory, geometry: Geometry) -> float:
     height, width = trajectory.size
     x, y = np.meshgrid((np.arange(8) + 0.5) * width / 8, (np.arange(5) + 0.5) * height / 5)
     pixel = np.stack([x, y, np.ones_like(x)], -1).reshape(-1, 3)
-    rays = pixel @ np.linalg.inv(trajectory.K.astype(np.float64)).T
-    points = np.concatenate([rays * trajectory.depth * share for share in (0.5, 1.0, 2.0)])
     start = np.tile(pixel[:, :2], (3, 1))
     moves = []
-    poses = trajectory.c2w.astype(np.float64)
+    poses, K = trajectory.c2w.astype(np.float64), trajectory.Ks.astype(np.float64)
     for a, key in enumerate(geometry.keys):
+        rays = pixel @ np.linalg.inv(K[key]).T
+        points = np.concatenate([rays * trajectory.depth * share for share in (0.5, 1.0, 2.0)])
         for b, frame in enumerate(geometry.frames):
             if not geometry.pairs[a, b]:
                 continue
             relative = np.linalg.inv(poses[frame]) @ poses[key]
             seen = points @ relative[:3, :3].T + relative[:3, 3]
-            image = seen @ trajectory.K.T
+            image = seen @ K[frame].T
             at = image[:, :2] / np.maximum(image[:, 2:], 1e-6)
             inside = (seen[:, 2] > 0.05 * trajectory.depth) & (at >= 0).all(1) & (at <= (width, height)).all(1)
             if inside.any():

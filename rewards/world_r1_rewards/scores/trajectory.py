@@ -91,6 +91,8 @@ def _rms(x: np.ndarray) -> float:
 class TrajectoryReward(Reward):
     """Agreement of the estimated with the commanded camera path, in [0, 1]; applies to clips with a command only.
 
+    A commanded zoom is not judged: the reconstruction holds the focal length constant, so it would take the zoom for a dolly.
+
     Weighted geometric mean of rotation and translation (see `agreement`): exact 1, a still camera about a quarter, the opposite path
     below that.
     """
@@ -99,7 +101,7 @@ class TrajectoryReward(Reward):
     parts = ("rotation", "translation", "rotation_share")
 
     def applies(self, clip: Clip) -> bool:
-        return clip.trajectory is not None
+        return clip.trajectory is not None and clip.trajectory.zoom is None
 
     def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
         geometry: Geometry = evidence["geometry"]
