@@ -25,7 +25,7 @@ class Aesthetic(Probe):
 
     gives = ("aesthetic",)
     weights = "openai/clip-vit-large-patch14, and sac+logos+ava1-l14-linearMSE.pth (option head)"
-    licence = "MIT (CLIP's code); Apache-2.0 (the predictor's repository)"
+    licence = "MIT (CLIP's code); weights: see their cards"
 
     def __init__(
         self, head: str, frames: int = 8, take: str = "spread", model: str = "openai/clip-vit-large-patch14", **options: Any

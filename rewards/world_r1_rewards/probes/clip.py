@@ -21,7 +21,7 @@ class CLIP(Probe):
 
     gives = ("clip",)
     weights = "openai/clip-vit-large-patch14"
-    licence = "MIT (code); the weights' card names research use"
+    licence = "MIT (code); weights: see their card, which speaks of research"
 
     def __init__(self, frames: int = 8, take: str = "spread", model: str = weights, **options: Any) -> None:
         self.choice, self.scorer = FrameChoice(frames, take), ClipScorer(model, **options)

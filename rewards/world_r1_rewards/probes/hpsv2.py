@@ -20,14 +20,14 @@ class HPSv2(Probe):
     """
 
     gives = ("hpsv2",)
-    weights = "xswu/HPSv2:HPS_v2.1_compressed.pt"
-    licence = "Apache-2.0 (code); the weights' card names Apache-2.0"
+    weights = "xswu/HPSv2"
+    licence = "Apache-2.0 (code); weights: see their card"
 
     def __init__(
         self,
         frames: int = 8,
         take: str = "spread",
-        checkpoint: str = weights,
+        checkpoint: str = f"{weights}:HPS_v2.1_compressed.pt",
         model: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
         fit: str = "pad",
         **options: Any,

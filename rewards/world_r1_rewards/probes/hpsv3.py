@@ -23,8 +23,8 @@ class HPSv3(Probe):
     """
 
     gives = ("hpsv3",)
-    weights = "MizzenAI/HPSv3:HPSv3.safetensors"
-    licence = "MIT (code and weights' card); the Qwen2-VL-7B it grew from: Apache-2.0"
+    weights = "MizzenAI/HPSv3"
+    licence = "MIT (code); weights: see their card; grown from Qwen2-VL-7B, Apache-2.0"
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class HPSv3(Probe):
         frames: int = 4,
         take: str = "first",
         base: str = "Qwen/Qwen2-VL-7B-Instruct",
-        checkpoint: str = weights,
+        checkpoint: str = f"{weights}:HPSv3.safetensors",
         **options: Any,
     ) -> None:
         self.choice = FrameChoice(frames, take)

@@ -21,7 +21,7 @@ class PickScore(Probe):
 
     gives = ("pickscore",)
     weights = "yuvalkirstain/PickScore_v1"
-    licence = "MIT (code); the weights' card names none"
+    licence = "MIT (code); weights: see their card"
 
     def __init__(self, frames: int = 8, take: str = "spread", model: str = weights, **options: Any) -> None:
         self.choice, self.scorer = FrameChoice(frames, take), ClipScorer(model, **options)

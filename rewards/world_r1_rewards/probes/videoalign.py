@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,19 @@ DIMENSIONS = ("VQ", "MQ", "TA")
 class VideoAlign(Probe):
     """Gives "videoalign": {VQ, MQ, TA} as standard scores of the model's own training set, about -3 to 3, and what they come from.
 
-    Options: `folder` of the released checkpoint (model_config.json and checkpoint-N/model.pth, or `checkpoint` another file of
-    weights); `template` (see `quality.qwen.QwenReward`); `fps` frames a second that are shown, at least 4 in all; `base` and the others
+    Options: `folder` of the released checkpoint, or its hub id (model_config.json and checkpoint-N/model.pth; `checkpoint` names
+    another file of weights); `template` (see `quality.qwen.QwenReward`); `fps` frames a second that are shown, at least 4 in all; `base` and the others
     of `QwenReward`. Means and deviations, and the scale of the adapters, are read from model_config.json.
     """
 
     gives = ("videoalign",)
-    weights = "KwaiVGI/VideoReward (option folder)"
-    licence = "MIT (code); the weights' card names MIT; the Qwen2-VL-2B it grew from: Apache-2.0"
+    weights = "KwaiVGI/VideoReward"
+    licence = "MIT (code); weights: see their card; grown from Qwen2-VL-2B, Apache-2.0"
 
     def __init__(
         self,
-        folder: str,
         template: str,
+        folder: str = weights,
         checkpoint: str | None = None,
         fps: float = 2.0,
         base: str = "Qwen/Qwen2-VL-2B-Instruct",
@@ -40,9 +41,10 @@ class VideoAlign(Probe):
     ) -> None:
         if fps <= 0:
             raise ValueError(f"videoalign: fps must be positive, got {fps}")
-        settings = _settings(Path(folder))
+        release = _release(folder)
+        settings = _settings(release)
         self.fps, self.means, self.deviations = fps, settings["means"], settings["deviations"]
-        weights = checkpoint or str(_newest(Path(folder)))
+        weights = checkpoint or str(_newest(release))
         self.model = QwenReward(VIDEOALIGN, base, weights, template, **{"lora_scale": settings["lora_scale"], **options})
 
     def observe(self, clips: Sequence[Clip], evidence: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any] | Exception]:
@@ -63,6 +65,15 @@ def sampled(length: int, fps: float, wanted: float) -> np.ndarray:
     """Indices of frames at `wanted` a second of a clip at `fps`: an even number, at least 4, at most the clip's own (rounded down)."""
     count = min(max(4, 2 * int(length / fps * wanted / 2)), length - length % 2 or 1)
     return np.linspace(0, length - 1, count).round().astype(int)
+
+
+def _release(folder: str) -> Path:
+    """A local folder, or the cached copy of a hub repository's settings and weights."""
+    if Path(folder).is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", folder):
+        return Path(folder)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(folder, allow_patterns=["model_config.json", "checkpoint-*/model.*"]))
 
 
 def _settings(folder: Path) -> dict[str, Any]:
