@@ -21,9 +21,9 @@ DIMENSIONS = ("VQ", "MQ", "TA")
 class VideoAlign(Probe):
     """Gives "videoalign": {VQ, MQ, TA} as standard scores of the model's own training set, about -3 to 3, and what they come from.
 
-    Options: `folder` of the released checkpoint, or its hub id (model_config.json and checkpoint-N/model.pth; `checkpoint` names
-    another file of weights); `template` (see `quality.qwen.QwenReward`); `fps` frames a second that are shown, at least 4 in all; `base` and the others
-    of `QwenReward`. Means and deviations, and the scale of the adapters, are read from model_config.json.
+    Options: `template` (see `quality.qwen.QwenReward`); `folder` of the released checkpoint, or its hub id (model_config.json and
+    checkpoint-N/model.pth; `checkpoint` names another file of weights); `fps` frames a second that are shown, at least 4 in all;
+    `base` and the others of `QwenReward`. Means, deviations and the scale of the adapters are read from model_config.json.
     """
 
     gives = ("videoalign",)
