@@ -1,0 +1,112 @@
+"""The discrimination benchmark: which damage does a score see, does it prefer small camera moves, how exact is the geometry?
+
+`measure` runs one world through the probes and rewards; `summarise` turns many worlds into the figures of docs/results/discrimination.json.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from world_r1.reward import Probe, Reward
+from world_r1.types import Clip
+from world_r1_rewards.discrimination import AMPLITUDES, DAMAGES, HARMLESS, World, auc, damaged
+from world_r1_rewards.probes._geometry import Geometry
+
+#: What each damage must reach, by the project's own bar.
+BARS = dict.fromkeys(
+    ("static", "shuffle", "swap", "jitter", "swim", "flicker", "cut", "noise", "blank", "wobble"), 0.97
+) | dict.fromkeys(("morph", "dissolve", "lighting", "slow_motion", "flat_zoom"), 0.9)
+#: How far the mean score of clean clips may lie from its mean over the amplitudes.
+BAND = 0.05
+
+
+def measure(world: World, probe: Probe, rewards: Sequence[Reward]) -> dict[str, Any]:
+    """Scores, parts, accuracy and CPU seconds of one world's clean and damaged clips; plain values, fit for JSON.
+
+    `probe` gives "geometry"; CPU seconds are process time, rendering left out.
+    """
+    clean = {f"amplitude {a:g}": (a, world.render(a)) for a in AMPLITUDES}
+    reference = clean["amplitude 1"][1]
+    clips = {name: world.clip(video, a, name) for name, (a, video) in clean.items()}
+    clips |= {name: world.clip(damaged(world, reference, name), 1.0, name) for name in DAMAGES}
+    start = time.process_time()
+    found = probe.observe(list(clips.values()), [{}] * len(clips))
+    seconds = (time.process_time() - start) / len(clips)
+    rows = {name: _row(clip, result, rewards) for (name, clip), result in zip(clips.items(), found, strict=True)}
+    accuracy = {}
+    for (name, (a, _)), result in zip(clean.items(), found, strict=False):
+        if not isinstance(result, Exception):
+            accuracy[name] = pose_errors(result["geometry"], world.poses(a).numpy())
+    return {"world": world.name, "command": world.command.text, "seconds": seconds, "clips": rows, "accuracy": accuracy}
+
+
+def _row(clip: Clip, found: Mapping[str, Any] | Exception, rewards: Sequence[Reward]) -> dict[str, Any]:
+    if isinstance(found, Exception):
+        return {"missing": f"{type(found).__name__}: {found}", "scores": {reward.name: None for reward in rewards}}
+    scores = [reward.score(clip, {"frames": clip.video, **found}) for reward in rewards if reward.applies(clip)]
+    parts = {f"{s.reward}.{name}": round(value, 4) for s in scores for name, value in s.parts.items()}
+    return {"scores": {s.reward: None if s.value is None else round(s.value, 4) for s in scores}, "parts": parts}
+
+
+def pose_errors(geometry: Geometry, truth: np.ndarray) -> dict[str, float]:
+    """Errors of the estimated path against the true one [T, 4, 4], both aligned at frame 0 and in scale.
+
+    ate: rms position error over the length of the path (0 for commands that only turn); rotation: median angle in degrees.
+    """
+    estimated = geometry.c2w.astype(np.float64)
+    a, b = estimated[:, :3, 3], truth[:, :3, 3].astype(np.float64)
+    length = float(np.linalg.norm(np.diff(b, axis=0), axis=1).sum())
+    scale = (a * b).sum() / max((a * a).sum(), 1e-12)
+    ate = float(np.sqrt(((scale * a - b) ** 2).sum(1).mean()) / length) if length > 1e-3 else 0.0
+    R = estimated[:, :3, :3].transpose(0, 2, 1) @ truth[:, :3, :3]
+    axis = np.stack([R[:, 2, 1] - R[:, 1, 2], R[:, 0, 2] - R[:, 2, 0], R[:, 1, 0] - R[:, 0, 1]], -1)
+    angles = np.degrees(np.arctan2(np.linalg.norm(axis, axis=-1), np.trace(R, axis1=1, axis2=2) - 1))
+    return {"ate": ate, "rotation": float(np.median(angles[1:])), "length": length}
+
+
+def summarise(rows: Sequence[Mapping[str, Any]], reward: str) -> dict[str, Any]:
+    """AUC, paired wins and mean by damage, mean by amplitude, and whether the bars hold, for one reward.
+
+    A clip that could not be measured ranks below every number in the AUC and counts as lost in the pairs: in training it is left out
+    of its group and earns nothing. It is no part of the means; `missing` counts it.
+    """
+    get = lambda name: [row["clips"][name]["scores"].get(reward) for row in rows]  # noqa: E731
+    rank = lambda values: np.array([-1.0 if v is None else v for v in values])  # noqa: E731
+    mean = lambda values: _mean([v for v in values if v is not None])  # noqa: E731
+    base = get("amplitude 1")
+    damages = {}
+    for name in DAMAGES:
+        worse = get(name)
+        wins = (rank(base) > rank(worse)) + 0.5 * (rank(base) == rank(worse))
+        damages[name] = {
+            "auc": round(auc(rank(base), rank(worse)), 4), "paired_wins": round(float(wins.mean()), 4),
+            "mean": mean(worse), "missing": sum(v is None for v in worse),
+        }  # fmt: skip
+        if name in BARS:
+            damages[name] |= {"bar": BARS[name], "holds": bool(auc(rank(base), rank(worse)) >= BARS[name])}
+        if name in HARMLESS:
+            damages[name]["harmless"] = True
+    curve = {f"{a:g}": mean(get(f"amplitude {a:g}")) for a in AMPLITUDES}
+    values = [v for v in curve.values() if v is not None]
+    band = (max(values) - min(values)) / 2
+    return {"clean": mean(base), "damages": damages, "amplitudes": curve, "band": round(band, 4), "band_holds": bool(band <= BAND)}
+
+
+def accuracy(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Medians and 90th percentiles of the geometry's errors over all clean clips, and CPU seconds a clip."""
+    found = [errors for row in rows for errors in row["accuracy"].values()]
+    ate = np.array([e["ate"] for e in found if e["length"] > 1e-3])
+    turn = np.array([e["rotation"] for e in found])
+    return {
+        "clips": len(found), "ate_median": float(np.median(ate)), "ate_90": float(np.quantile(ate, 0.9)),
+        "rotation_median_deg": float(np.median(turn)), "rotation_90_deg": float(np.quantile(turn, 0.9)),
+        "cpu_seconds": float(np.median([row["seconds"] for row in rows])),
+    }  # fmt: skip
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return round(float(np.mean(values)), 4) if values else None
