@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import library
@@ -24,7 +26,9 @@ pytestmark = pytest.mark.skipif(not ops.interpreted(), reason="needs TRITON_INTE
 
 BLOCK = 32
 SMALL_FORWARD = {"rows": 32, "tile": 16, "pooled_tile": 16}
-SMALL_BACKWARD = tuning.BackwardSettings(q_rows=32, q_tile=16, k_rows=16, k_tile=16, pooled_tile=16, rest_tile=16, splits=3)
+SMALL_BACKWARD = tuning.BackwardSettings(
+    q_rows=32, q_tile=16, k_rows=16, k_tile=16, pooled_tile=16, rest_tile=16, splits=3, tma=False
+)
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +40,8 @@ def use(monkeypatch: pytest.MonkeyPatch, **settings: object) -> None:
     """Small tiles, so that short sequences still take several steps of every loop."""
     forward = tuning.ForwardSettings(**{**SMALL_FORWARD, "tma": False, **settings})  # type: ignore[arg-type]
     monkeypatch.setattr(ops, "forward_settings", lambda *_: forward)
-    monkeypatch.setattr(ops, "backward_settings", lambda *_: SMALL_BACKWARD)
+    backward = replace(SMALL_BACKWARD, tma=bool(settings.get("tma", False)))
+    monkeypatch.setattr(ops, "backward_settings", lambda *_: backward)
 
 
 def random_plan(

@@ -247,10 +247,27 @@ class Backward:
     lengths: torch.Tensor
 
     @property
+    def tma(self) -> bool:
+        """Whether tiles come through descriptors, which know no sequence ends."""
+        return self.settings.tma and self.plan.lengths is None
+
+    def queries(self, rows: int) -> tuple[TensorDescriptor | torch.Tensor, ...]:
+        """Sources of q and dO tiles of `rows` queries."""
+        found = self.sources[0], self.sources[3]
+        return tuple(descriptor(x, rows, self.g) for x in found) if self.tma else found
+
+    @property
     def flags(self) -> dict[str, bool | int]:
         """Constants of every backward kernel."""
         g = self.g
-        return {"CAUSAL": self.plan.causal, "VARLEN": self.plan.lengths is not None, "BNHD": g.bnhd, "D": g.width, "BK": g.block}
+        return {
+            "CAUSAL": self.plan.causal,
+            "VARLEN": self.plan.lengths is not None,
+            "BNHD": g.bnhd,
+            "D": g.width,
+            "BK": g.block,
+            "TMA": self.tma,
+        }
 
 
 def backward(
@@ -303,10 +320,17 @@ def grad_q(work: Backward) -> torch.Tensor:
     """Gradient of q, by the plan's lists."""
     g, s = work.g, work.settings
     out = torch.empty_like(work.sources[0])
-    rows = min(s.q_rows, g.block)
+    rows, tile, pooled_tile = min(s.q_rows, g.block), min(s.q_tile, g.block), min(s.q_tile, g.rest_tile)
+    keys = work.sources[1], work.sources[2]
+    pooled = [x.view(-1, g.width) for x in (work.pyramid.keys, work.pyramid.values)]
+    if work.tma:
+        sources = [descriptor(x, tile, g) for x in keys]
+        sources += [TensorDescriptor(x, list(x.shape), list(x.stride()), [pooled_tile, g.width]) for x in pooled]
+    else:
+        sources = [*keys, *pooled]
     backward_kernels.grad_q_kernel[(g.nq * (g.block // rows), g.heads, g.batch)](
-        *work.sources, work.listed.blocks, work.listed.counts, work.lengths, out, *work.shapes, *g.bases,
-        **work.flags | _parts(work.plan, g), BM=rows, TN=min(s.q_tile, g.block), TP=min(s.q_tile, g.rest_tile), REST=g.rest,
+        *sources, *work.sources, work.listed.blocks, work.listed.counts, work.lengths, out, *work.shapes, *g.bases,
+        **work.flags | _parts(work.plan, g), BM=rows, TN=tile, TP=pooled_tile, REST=g.rest,
         PYRAMID=g.pyramid, STAGES=s.q_stages, num_warps=s.q_warps,
     )  # fmt: skip
     return out
@@ -317,10 +341,10 @@ def grad_kv(work: Backward, pooled: tuple[torch.Tensor, torch.Tensor, torch.Tens
     g, s, plan = work.g, work.settings, work.plan
     grad_k, grad_v = torch.empty_like(work.sources[1]), torch.empty_like(work.sources[2])
     blocks, counts = transpose(plan.levels, 1, 1, g)
-    tile = min(s.k_rows, g.block)
+    tile, q_tile = min(s.k_rows, g.block), min(s.k_tile, g.block)
     backward_kernels.grad_kv_kernel[(g.nk * (g.block // tile), g.kv_heads, g.batch)](
-        *work.sources, blocks, counts, work.lengths, *pooled, grad_k, grad_v, *work.shapes, *g.bases,
-        **work.flags, KT=tile, QT=min(s.k_tile, g.block), REST=g.rest if plan.has_rest else 0,
+        *work.queries(q_tile), *work.sources, blocks, counts, work.lengths, *pooled, grad_k, grad_v, *work.shapes, *g.bases,
+        **work.flags, KT=tile, QT=q_tile, REST=g.rest if plan.has_rest else 0,
         L2=2 in g.sizes, L4=4 in g.sizes, L8=8 in g.sizes, CORRECT=plan.correction == "isotropic",
         STAGES=s.k_stages, num_warps=s.k_warps,
     )  # fmt: skip
@@ -337,14 +361,15 @@ def grad_pooled(work: Backward) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     shape = (g.batch, g.kv_heads, g.rows)
     keys, values, variance = torch.empty(*shape, g.width, **new), torch.empty(*shape, g.width, **new), torch.empty(shape, **new)
     common = work.flags | {"CORRECT": plan.correction == "isotropic", "EVERYWHERE": plan.everywhere}
-    common |= {"QT": min(s.pooled_tile, g.block), "STAGES": s.pooled_stages, "num_warps": s.pooled_warps}
+    q_tile = min(s.pooled_tile, g.block)
+    common |= {"QT": q_tile, "STAGES": s.pooled_stages, "num_warps": s.pooled_warps}
     half = g.block // 2
     for size, base in zip((2, 4, 8), g.bases, strict=False):
         if size in g.sizes:
             blocks, counts = transpose(plan.levels, size, size // 2, g)
             count = g.nk * g.block // size
             backward_kernels.grad_pooled_kernel[(blocks.shape[2], g.kv_heads, g.batch)](
-                *work.sources, blocks, counts, work.lengths, keys, values, variance, *work.shapes, base, count, g.rows, 0, 1,
+                *work.queries(q_tile), *work.sources, blocks, counts, work.lengths, keys, values, variance, *work.shapes, base, count, g.rows, 0, 1,
                 **common, SIZE=size, TP=half, DENSE=False,
             )  # fmt: skip
     if plan.has_rest:
@@ -354,7 +379,7 @@ def grad_pooled(work: Backward) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
         splits = max(1, min(s.splits, g.nq))
         parts = [torch.empty(splits, g.batch, g.kv_heads, count, *x, **new) for x in ((g.width,), (g.width,), ())]
         backward_kernels.grad_pooled_kernel[(tiles * splits, g.kv_heads, g.batch)](
-            *work.sources, plan.levels, plan.levels, work.lengths, *parts, *work.shapes, g.bases[3], count, count, tiles, splits,
+            *work.queries(q_tile), *work.sources, plan.levels, plan.levels, work.lengths, *parts, *work.shapes, g.bases[3], count, count, tiles, splits,
             **common, SIZE=g.rest, TP=tile, DENSE=True,
         )  # fmt: skip
         for total, part in zip((keys, values, variance), parts, strict=True):

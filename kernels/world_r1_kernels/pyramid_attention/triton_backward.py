@@ -51,11 +51,11 @@ def _log2_sum(LSE, at, inside):
 
 @triton.jit
 def grad_q_kernel(
-    Q, K, V, GRAD, KP, VP, BIAS, VAR, LSE, DELTA, LEVELS, LIST, COUNT, LENGTHS, GRAD_Q,
+    k_desc, v_desc, r_desc, rv_desc, Q, K, V, GRAD, KP, VP, BIAS, VAR, LSE, DELTA, LEVELS, LIST, COUNT, LENGTHS, GRAD_Q,
     scale, heads, group, n_q, n_k, nq, nk, rows, base2, base4, base8, base_rest,
     D: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, TN: tl.constexpr, TP: tl.constexpr, REST: tl.constexpr,
     PYRAMID: tl.constexpr, RESTS: tl.constexpr, EVERYWHERE: tl.constexpr, CORRECT: tl.constexpr, CAUSAL: tl.constexpr,
-    EDGE: tl.constexpr, VARLEN: tl.constexpr, BNHD: tl.constexpr, STAGES: tl.constexpr,
+    EDGE: tl.constexpr, VARLEN: tl.constexpr, BNHD: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One program a tile of BM queries; the four parts of the forward, in its order."""
     pid, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -91,8 +91,12 @@ def grad_q_kernel(
             at = pooled + base_rest + r
             if not EVERYWHERE:
                 keep = keep & (tl.load(LEVELS + row * nk + r * REST // BK, mask=keep, other=0) == REST)
-            k = tl.load(KP + at.to(tl.int64)[:, None] * D + d[None, :], mask=keep[:, None], other=0.0)
-            v = tl.load(VP + at.to(tl.int64)[:, None] * D + d[None, :], mask=keep[:, None], other=0.0)
+            if TMA:
+                k = r_desc.load([pooled + base_rest + t * TP, 0])
+                v = rv_desc.load([pooled + base_rest + t * TP, 0])
+            else:
+                k = tl.load(KP + at.to(tl.int64)[:, None] * D + d[None, :], mask=keep[:, None], other=0.0)
+                v = tl.load(VP + at.to(tl.int64)[:, None] * D + d[None, :], mask=keep[:, None], other=0.0)
             bias = tl.load(BIAS + at, mask=keep, other=-float("inf"))
             variance = tl.load(VAR + at, mask=keep, other=0.0)
             s = correct(tl.dot(q, k.T) * step, bias, variance, square, CORRECT)
@@ -135,26 +139,31 @@ def grad_q_kernel(
                 dq = tl.dot(ds.to(k.dtype), k, dq)
     SPLIT: tl.constexpr = BK // TN
     for t in tl.range(0, n1 * SPLIT, num_stages=STAGES):
-        c = tl.load(LIST + row * nk + t // SPLIT) * BK + (t % SPLIT) * TN + tl.arange(0, TN)
-        at = (k_row + c).to(tl.int64)[:, None] * k_ld + k_col + d[None, :]
-        k = tl.load(K + at)
-        v = tl.load(V + at)
+        c = tl.load(LIST + row * nk + t // SPLIT) * BK + (t % SPLIT) * TN
+        if TMA:
+            k = k_desc.load([k_row + c, k_col])
+            v = v_desc.load([k_row + c, k_col])
+        else:
+            at = (k_row + c + tl.arange(0, TN)).to(tl.int64)[:, None] * k_ld + k_col + d[None, :]
+            k = tl.load(K + at)
+            v = tl.load(V + at)
         p = tl.math.exp2(tl.dot(q, k.T) * step - lse[:, None])
         ds = p * (tl.dot(grad, v.T) - delta[:, None])
         dq = tl.dot(ds.to(k.dtype), k, dq)
     dq = dq * scale
-    if CORRECT:
+    if CORRECT:  # read q again, in words that the compiler does not take for the first time: it would hold it in registers
+        q = tl.load(Q + q_at, mask=inside[:, None], other=0.0, eviction_policy="evict_first")
         dq += (spread * (scale * scale / D))[:, None] * q.to(tl.float32)
     tl.store(GRAD_Q + q_at, dq.to(GRAD_Q.dtype.element_ty), mask=m_of[:, None] < n_q)
 
 
 @triton.jit
 def grad_pooled_kernel(
-    Q, K, V, GRAD, KP, VP, BIAS, VAR, LSE, DELTA, LEVELS, LIST, COUNT, LENGTHS, GRAD_K, GRAD_V, GRAD_VAR,
+    q_desc, g_desc, Q, K, V, GRAD, KP, VP, BIAS, VAR, LSE, DELTA, LEVELS, LIST, COUNT, LENGTHS, GRAD_K, GRAD_V, GRAD_VAR,
     scale, heads, group, n_q, n_k, nq, nk, rows, base, count, out_rows, tiles, splits,
     D: tl.constexpr, BK: tl.constexpr, TP: tl.constexpr, QT: tl.constexpr, SIZE: tl.constexpr, DENSE: tl.constexpr,
     CORRECT: tl.constexpr, EVERYWHERE: tl.constexpr, CAUSAL: tl.constexpr, VARLEN: tl.constexpr, BNHD: tl.constexpr,
-    STAGES: tl.constexpr,
+    TMA: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One program TP pooled keys of one level; with DENSE, and one of `splits` stretches of the query blocks."""
     pid, kv, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -197,9 +206,13 @@ def grad_pooled_kernel(
             if not EVERYWHERE:
                 level = tl.load(LEVELS + ((b * heads + h) * nq + i).to(tl.int64) * nk + block, mask=valid, other=0)
                 keep = keep & (level == SIZE)
-            q_at = (q_row + m_of).to(tl.int64)[:, None] * q_ld + q_col + d[None, :]
-            q = tl.load(Q + q_at, mask=inside[:, None], other=0.0)
-            grad = tl.load(GRAD + q_at, mask=inside[:, None], other=0.0)
+            if TMA:  # rows past the end are another head's, and get weight 0 from their log-sum-exp
+                q = q_desc.load([q_row + i * BK + (t % SPLIT) * QT, q_col])
+                grad = g_desc.load([q_row + i * BK + (t % SPLIT) * QT, q_col])
+            else:
+                q_at = (q_row + m_of).to(tl.int64)[:, None] * q_ld + q_col + d[None, :]
+                q = tl.load(Q + q_at, mask=inside[:, None], other=0.0)
+                grad = tl.load(GRAD + q_at, mask=inside[:, None], other=0.0)
             stat = (b * heads + h).to(tl.int64) * n_q + m_of
             lse = _log2_sum(LSE, stat, inside)
             delta = tl.load(DELTA + stat, mask=inside, other=0.0)
@@ -225,32 +238,35 @@ def grad_pooled_kernel(
 
 
 @triton.jit
-def _spread_level(
-    dk, dv, k, tokens, n, head, base, KP, GRAD_KP, GRAD_VP, GRAD_VAR,
-    SIZE: tl.constexpr, D: tl.constexpr, CORRECT: tl.constexpr,
-):  # fmt: skip
-    """Add one level's gradient, shared out to the tokens of its groups."""
-    d = tl.arange(0, D)
-    inside = tokens < n
-    at = (head + base + tokens // SIZE).to(tl.int64)
-    rows = at[:, None] * D + d[None, :]
+def _spread_values(dv, tokens, n, rows, GRAD_VP, SIZE: tl.constexpr, D: tl.constexpr):
+    """Add one level's gradient of the values, shared out to the tokens of its groups. `rows`: of the level's first group."""
+    at = (rows + tokens // SIZE).to(tl.int64)[:, None] * D + tl.arange(0, D)[None, :]
     inverse = 1.0 / tl.maximum(tl.minimum(n - tokens // SIZE * SIZE, SIZE), 1).to(tl.float32)
-    mean_grad = tl.load(GRAD_KP + rows, mask=inside[:, None], other=0.0)
+    return dv + tl.load(GRAD_VP + at, mask=(tokens < n)[:, None], other=0.0) * inverse[:, None]
+
+
+@triton.jit
+def _spread_keys(dk, k, tokens, n, rows, KP, GRAD_KP, GRAD_VAR, SIZE: tl.constexpr, D: tl.constexpr, CORRECT: tl.constexpr):
+    """The same for the keys, through the mean and through the variance."""
+    inside = tokens < n
+    at = (rows + tokens // SIZE).to(tl.int64)
+    wide = at[:, None] * D + tl.arange(0, D)[None, :]
+    inverse = 1.0 / tl.maximum(tl.minimum(n - tokens // SIZE * SIZE, SIZE), 1).to(tl.float32)
+    dk += tl.load(GRAD_KP + wide, mask=inside[:, None], other=0.0) * inverse[:, None]
     if CORRECT:
-        mean = tl.load(KP + rows, mask=inside[:, None], other=0.0).to(tl.float32)
-        mean_grad += 2.0 * tl.load(GRAD_VAR + at, mask=inside, other=0.0)[:, None] * (k - mean)
-    dk += mean_grad * inverse[:, None]
-    dv += tl.load(GRAD_VP + rows, mask=inside[:, None], other=0.0) * inverse[:, None]
-    return dk, dv
+        spread = tl.load(GRAD_VAR + at, mask=inside, other=0.0) * inverse
+        mean = tl.load(KP + wide, mask=inside[:, None], other=0.0).to(tl.float32)
+        dk += 2.0 * spread[:, None] * (k.to(tl.float32) - mean)
+    return dk
 
 
 @triton.jit
 def grad_kv_kernel(
-    Q, K, V, GRAD, KP, VP, BIAS, VAR, LSE, DELTA, LEVELS, LIST, COUNT, LENGTHS, GRAD_KP, GRAD_VP, GRAD_VAR, GRAD_K, GRAD_V,
+    q_desc, g_desc, Q, K, V, GRAD, KP, VP, BIAS, VAR, LSE, DELTA, LEVELS, LIST, COUNT, LENGTHS, GRAD_KP, GRAD_VP, GRAD_VAR, GRAD_K, GRAD_V,
     scale, heads, group, n_q, n_k, nq, nk, rows, base2, base4, base8, base_rest,
     D: tl.constexpr, BK: tl.constexpr, KT: tl.constexpr, QT: tl.constexpr, REST: tl.constexpr,
     L2: tl.constexpr, L4: tl.constexpr, L8: tl.constexpr, CORRECT: tl.constexpr, CAUSAL: tl.constexpr,
-    VARLEN: tl.constexpr, BNHD: tl.constexpr, STAGES: tl.constexpr,
+    VARLEN: tl.constexpr, BNHD: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One program KT keys: over the query blocks that see them token by token, then the pyramid's share."""
     pid, kv, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -276,11 +292,16 @@ def grad_kv_kernel(
         q_row, q_col = origin(b, h, heads, n_q, D, BNHD)
         q_ld = heads * D if BNHD else D
         for t in tl.range(0, number * SPLIT, num_stages=STAGES):
-            m_of = tl.load(listed + t // SPLIT) * BK + (t % SPLIT) * QT + tl.arange(0, QT)
+            first = tl.load(listed + t // SPLIT) * BK + (t % SPLIT) * QT
+            m_of = first + tl.arange(0, QT)
             inside = m_of < last_q
-            q_at = (q_row + m_of).to(tl.int64)[:, None] * q_ld + q_col + d[None, :]
-            q = tl.load(Q + q_at, mask=inside[:, None], other=0.0)
-            grad = tl.load(GRAD + q_at, mask=inside[:, None], other=0.0)
+            if TMA:  # as for the pooled keys
+                q = q_desc.load([q_row + first, q_col])
+                grad = g_desc.load([q_row + first, q_col])
+            else:
+                q_at = (q_row + m_of).to(tl.int64)[:, None] * q_ld + q_col + d[None, :]
+                q = tl.load(Q + q_at, mask=inside[:, None], other=0.0)
+                grad = tl.load(GRAD + q_at, mask=inside[:, None], other=0.0)
             stat = (b * heads + h).to(tl.int64) * n_q + m_of
             lse = _log2_sum(LSE, stat, inside)
             delta = tl.load(DELTA + stat, mask=inside, other=0.0)
@@ -290,17 +311,25 @@ def grad_kv_kernel(
             dv = tl.dot(p.to(grad.dtype), grad, dv)
             ds = p * (tl.dot(v, grad.T) - delta[None, :])
             dk = tl.dot(ds.to(q.dtype), q, dk)
-    dk = dk * scale
     head = (b * kv_heads + kv) * rows
-    wide = k.to(tl.float32)
-    if L2:
-        dk, dv = _spread_level(dk, dv, wide, c, last, head, base2, KP, GRAD_KP, GRAD_VP, GRAD_VAR, 2, D, CORRECT)
-    if L4:
-        dk, dv = _spread_level(dk, dv, wide, c, last, head, base4, KP, GRAD_KP, GRAD_VP, GRAD_VAR, 4, D, CORRECT)
-    if L8:
-        dk, dv = _spread_level(dk, dv, wide, c, last, head, base8, KP, GRAD_KP, GRAD_VP, GRAD_VAR, 8, D, CORRECT)
-    if REST > 0:
-        dk, dv = _spread_level(dk, dv, wide, c, last, head, base_rest, KP, GRAD_KP, GRAD_VP, GRAD_VAR, REST, D, CORRECT)
     inside_k = (c < last)[:, None]
-    tl.store(GRAD_K + k_at, tl.where(inside_k, dk, 0.0).to(GRAD_K.dtype.element_ty), mask=c[:, None] < n_k)
+    if L2:
+        dv = _spread_values(dv, c, last, head + base2, GRAD_VP, 2, D)
+    if L4:
+        dv = _spread_values(dv, c, last, head + base4, GRAD_VP, 4, D)
+    if L8:
+        dv = _spread_values(dv, c, last, head + base8, GRAD_VP, 8, D)
+    if REST > 0:
+        dv = _spread_values(dv, c, last, head + base_rest, GRAD_VP, REST, D)
     tl.store(GRAD_V + k_at, tl.where(inside_k, dv, 0.0).to(GRAD_V.dtype.element_ty), mask=c[:, None] < n_k)
+    k = tl.load(K + k_at, mask=inside_k, other=0.0)  # again: held through the loop it would not fit into the registers
+    dk = dk * scale
+    if L2:
+        dk = _spread_keys(dk, k, c, last, head + base2, KP, GRAD_KP, GRAD_VAR, 2, D, CORRECT)
+    if L4:
+        dk = _spread_keys(dk, k, c, last, head + base4, KP, GRAD_KP, GRAD_VAR, 4, D, CORRECT)
+    if L8:
+        dk = _spread_keys(dk, k, c, last, head + base8, KP, GRAD_KP, GRAD_VAR, 8, D, CORRECT)
+    if REST > 0:
+        dk = _spread_keys(dk, k, c, last, head + base_rest, KP, GRAD_KP, GRAD_VAR, REST, D, CORRECT)
+    tl.store(GRAD_K + k_at, tl.where(inside_k, dk, 0.0).to(GRAD_K.dtype.element_ty), mask=c[:, None] < n_k)

@@ -53,6 +53,7 @@ class BackwardSettings:
     q_stages: int = 2
     k_stages: int = 2
     pooled_stages: int = 2
+    tma: bool = True
 
 
 #: What `world-r1 bench attention --tune` tries, most promising first.
@@ -78,38 +79,38 @@ BACKWARD_CANDIDATES: dict[str, tuple[dict[str, int], ...]] = {
     "dq": tuple(
         {"q_rows": rows, "q_tile": tile, "q_warps": warps, "q_stages": stages}
         for rows, tile, warps, stages in (
-            (128, 64, 8, 2),
             (64, 64, 4, 2),
+            (128, 64, 8, 2),
             (64, 64, 4, 3),
-            (128, 64, 8, 3),
             (128, 32, 8, 3),
+            (128, 64, 8, 3),
+            (64, 32, 4, 3),
             (64, 128, 4, 2),
             (128, 128, 8, 1),
-            (64, 32, 4, 3),
         )
     ),
     "dkv": tuple(
         {"k_rows": rows, "k_tile": tile, "k_warps": warps, "k_stages": stages}
         for rows, tile, warps, stages in (
             (128, 64, 8, 2),
-            (64, 64, 8, 3),
-            (64, 64, 4, 2),
             (128, 32, 8, 3),
+            (64, 64, 4, 2),
             (64, 32, 4, 3),
+            (128, 32, 8, 2),
             (128, 64, 8, 3),
+            (64, 64, 8, 3),
             (64, 128, 8, 2),
-            (64, 64, 4, 3),
         )
     ),
     "pooled": tuple(
         {"pooled_tile": tile, "pooled_warps": warps, "rest_tile": rest, "splits": splits, "pooled_stages": stages}
         for rest, tile, warps, splits, stages in (
-            (64, 64, 8, 16, 2),
-            (64, 64, 4, 16, 2),
             (128, 64, 8, 16, 2),
+            (64, 64, 4, 16, 2),
+            (128, 32, 8, 16, 3),
             (64, 32, 4, 16, 3),
+            (64, 64, 8, 16, 2),
             (128, 64, 8, 32, 2),
-            (64, 64, 8, 8, 3),
         )
     ),
 }
@@ -120,12 +121,17 @@ def forward_settings(device: torch.device, width: int) -> ForwardSettings:
     found = table().get(key(device), {}).get(f"forward-{width}")
     if found:
         return ForwardSettings(**found)
-    return ForwardSettings(tma=device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9)
+    return ForwardSettings(tma=_has_tma(device))
 
 
 def backward_settings(device: torch.device, width: int) -> BackwardSettings:
     """Settings of the backward kernels for head width `width` on `device`."""
-    return BackwardSettings(**table().get(key(device), {}).get(f"backward-{width}", {}))
+    found = table().get(key(device), {}).get(f"backward-{width}")
+    return BackwardSettings(**found) if found else BackwardSettings(tma=_has_tma(device))
+
+
+def _has_tma(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
 
 
 def key(device: torch.device) -> str:
