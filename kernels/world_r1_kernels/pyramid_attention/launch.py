@@ -369,7 +369,8 @@ def grad_pooled(work: Backward) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
             blocks, counts = transpose(plan.levels, size, size // 2, g)
             count = g.nk * g.block // size
             backward_kernels.grad_pooled_kernel[(blocks.shape[2], g.kv_heads, g.batch)](
-                *work.queries(q_tile), *work.sources, blocks, counts, work.lengths, keys, values, variance, *work.shapes, base, count, g.rows, 0, 1,
+                *work.queries(q_tile), *work.sources, blocks, counts, work.lengths, keys, values, variance,
+                *work.shapes, base, count, g.rows, 0, 1,
                 **common, SIZE=size, TP=half, DENSE=False,
             )  # fmt: skip
     if plan.has_rest:
@@ -379,7 +380,8 @@ def grad_pooled(work: Backward) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
         splits = max(1, min(s.splits, g.nq))
         parts = [torch.empty(splits, g.batch, g.kv_heads, count, *x, **new) for x in ((g.width,), (g.width,), ())]
         backward_kernels.grad_pooled_kernel[(tiles * splits, g.kv_heads, g.batch)](
-            *work.queries(q_tile), *work.sources, plan.levels, plan.levels, work.lengths, *parts, *work.shapes, g.bases[3], count, count, tiles, splits,
+            *work.queries(q_tile), *work.sources, plan.levels, plan.levels, work.lengths, *parts,
+            *work.shapes, g.bases[3], count, count, tiles, splits,
             **common, SIZE=g.rest, TP=tile, DENSE=True,
         )  # fmt: skip
         for total, part in zip((keys, values, variance), parts, strict=True):
