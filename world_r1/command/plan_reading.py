@@ -111,9 +111,10 @@ def _located(problem: Problem, text: str, lowered: str, start: int, end: int) ->
 class _Sentence(Phrases):
     """Joins the phrases of a sentence into chains, and chains into steps."""
 
-    def __init__(self, tokens: list[str], words: Vocabulary) -> None:
-        super().__init__(tokens, words)
-        self.handheld = ""
+    #: Key of `HANDHELD` once a hand-held camera was read.
+    handheld = ""
+    #: The sentence says nothing but what the camera does not do.
+    denied = False
 
     def read(self, pronoun: bool) -> tuple[list[Step], bool]:
         """Steps of all commands in the sentence, and whether an "it" in the next one can only be the camera.
@@ -130,14 +131,14 @@ class _Sentence(Phrases):
             steps += self.steps(chain)
             clear = chain.end == n and not chain.objects and chain.phrases[0].form in ("third", "participle", "state")
             i = chain.end
-        return steps, clear
+        return steps, clear or (self.denied and not steps)
 
     def may_start(self, i: int) -> bool:
         """Whether a chain may start inside the sentence: at a camera, or at words that name one themselves."""
         word, following = self.t[i], self.t[i + 1]
         if word == "camera" or following == "camera":
             return True
-        return word in ARTICLES or word in self.w.still or word in self.w.handheld
+        return word in ARTICLES or word in self.w.still or word in self.w.handheld or word in self.w.no_camera_motion
 
     def chain(self, i: int, pronoun: bool) -> Chain | None:
         """The run of camera phrases that starts at i, or None if there is none or it is none of the camera's business."""
@@ -187,7 +188,9 @@ class _Sentence(Phrases):
         """A phrase, behind auxiliaries ("is slowly panning", "starts to pan") if it has a camera subject, which may be elided."""
         phrase = self.phrase(i, named, elided)
         while phrase is None and named and i < self.n:
-            if self.negation(i):
+            if (size := self.negation(i)) > 0:
+                denied = self.phrase(i + size, False)
+                self.denied = denied is not None and denied.end == self.n
                 while self.t[i] not in ("but", "instead", ""):
                     i += 1
                 i += 1 + (self.t[i + 1] in ("it", "only", "rather", "instead"))
@@ -198,8 +201,10 @@ class _Sentence(Phrases):
             phrase = self.phrase(i, named, elided)
         return phrase
 
-    def negation(self, i: int) -> bool:
-        return any(self.t[i : i + len(words)] == words for words in self.w.negations.get(self.t[i], ()))
+    def negation(self, i: int) -> int:
+        """Number of words of a negation at i, 0 if there is none."""
+        rows = self.w.negations.get(self.t[i], ())
+        return next((len(words) for words in rows if self.t[i : i + len(words)] == words), 0)
 
     def extend(self, head: Phrase, explicit: bool) -> Chain:
         """The chain of `head` and all joined phrases behind it."""
