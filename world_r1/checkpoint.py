@@ -40,6 +40,9 @@ FREE = (
     "rewards.batch",
     "rewards.max_failure_rate",
     "rewards.pools",
+    "speed.checkpoint",
+    "speed.text_encoder",
+    "speed.vae_decode",
 )
 #: Exceptions to `FREE`, because they change what is computed.
 BOUND = ("cluster.max_staleness", "cluster.sample_batch")
@@ -121,7 +124,10 @@ def load(path: Path, config: Config) -> Snapshot:
 def refuse_other_config(saved: Mapping[str, Any], config: Config, where: str) -> None:
     """ValueError naming the first key in which a saved configuration and this one differ, `FREE` keys aside."""
     old, new = _flat(saved), _flat(json.loads(config.model_dump_json()))
+    defaults = _flat(json.loads(Config().model_dump_json()))
     for key in sorted(old.keys() | new.keys()):
+        if key not in old and new[key] == defaults.get(key):
+            continue  # a key that is younger than the checkpoint, at the value that it did not have to say
         if old.get(key) != new.get(key) and (_under(key, BOUND) or not _under(key, FREE)):
             raise ValueError(
                 f"{where} was written by another configuration: {key} was {old.get(key)!r} and is now {new.get(key)!r}; "

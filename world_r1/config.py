@@ -12,14 +12,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-
-class Strict(BaseModel):
-    """Base of every section: unknown keys are refused, values are frozen after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
+from world_r1.config_speed import SpeedConfig, Strict
 
 Section = TypeVar("Section", bound=Strict)
 
@@ -51,10 +46,19 @@ class ModelConfig(Strict):
     #: Classifier-free guidance scale g, v = v_u + g (v_c - v_u); 1 means no second forward.
     guidance_scale: float = Field(1.0, ge=1.0)
     negative_prompt: str = ""
+    #: Guidance scale of the second, low-noise transformer of Wan2.2 A14B; null uses `guidance_scale`.
+    guidance_scale_2: float | None = Field(None, ge=1.0)
     gradient_checkpointing: bool = False
+    #: The architecture of `path` with random weights, for benchmarks and dry runs: "full" (or true) size, or "tiny". No file is read.
+    random_weights: Literal["full", "tiny"] | None = None
     #: Decay of the exponential moving average of the trained weights; 0 switches it off.
     ema_decay: float = Field(0.95, ge=0.0, lt=1.0)
     max_text_length: int = Field(512, ge=1)
+
+    @field_validator("random_weights", mode="before")
+    @classmethod
+    def _true_is_full(cls, value: Any) -> Any:
+        return {True: "full", False: None}.get(value, value) if isinstance(value, bool) else value
 
 
 class VideoConfig(Strict):
@@ -106,9 +110,10 @@ class FlowConfig(Strict):
     steps: int = Field(8, ge=1)
     #: Timestep shift: sigma -> shift sigma / (1 + (shift - 1) sigma).
     shift: float = Field(3.0, gt=0)
-    #: Family of stochastic transitions: Flow-GRPO's SDE, its Wan variant, or coefficients-preserving sampling.
-    family: Literal["flow_sde", "wan_sde", "cps"] = "flow_sde"
-    #: Noise level: a (flow_sde), multiplier of sigma (wan_sde), eta (cps).
+    #: Family of stochastic transitions: Flow-GRPO's SDE, its Wan variant, coefficients-preserving sampling, or DDIM's own (for
+    #: models of the variance-preserving process such as CogVideoX).
+    family: Literal["flow_sde", "wan_sde", "cps", "vp_ddim"] = "flow_sde"
+    #: Noise level: a (flow_sde), multiplier of sigma (wan_sde), eta (cps, vp_ddim).
     noise_level: float = Field(0.7, gt=0)
     window: WindowConfig = WindowConfig()
     #: Reduction of the Gaussian log-density over latent dimensions.
@@ -182,7 +187,7 @@ class RewardConfig(Strict):
     weight: float = Field(1.0, ge=0)
     #: "rigid": only prompts of that kind get it; "dynamic" likewise; "all": every prompt.
     phase: Literal["all", "rigid", "dynamic"] = "all"
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {}  # noqa: RUF012  (pydantic copies it)
 
     @property
     def key(self) -> str:
@@ -195,7 +200,7 @@ class RewardsConfig(Strict):
 
     rewards: tuple[RewardConfig, ...] = (RewardConfig(name="constant"),)
     #: Constructor options by probe name, for example {"flow_ba": {"keys": 3}}.
-    probes: dict[str, dict[str, Any]] = {}
+    probes: dict[str, dict[str, Any]] = {}  # noqa: RUF012
     #: Names of running worker pools (`world-r1 rewards up`) that together give these rewards; null starts workers of this run's own.
     pools: tuple[str, ...] | None = Field(None, min_length=1)
     #: Share of failed videos in a step above which the run stops.
@@ -315,6 +320,7 @@ class Config(Strict):
     prompts: PromptsConfig = PromptsConfig()
     phases: PhasesConfig = PhasesConfig()
     cluster: ClusterConfig = ClusterConfig()
+    speed: SpeedConfig = SpeedConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     record: RecordConfig = RecordConfig()
 
@@ -326,6 +332,10 @@ class Config(Strict):
             raise ValueError(
                 f"flow.window.size={window.size} does not fit into {candidates} candidate steps (flow.steps={steps}); "
                 "lower window.size or raise flow.steps"
+            )
+        if self.speed.latents == "bf16" and self.algorithm.ratio_norm:
+            raise ValueError(
+                "algorithm.ratio_norm replays the exact noise of a step, which speed.latents=bf16 rounds; use one of them"
             )
         return self
 

@@ -15,8 +15,10 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from world_r1 import config
+from world_r1 import config, config_speed
 
+#: Where the sections stand.
+MODULES = (config, config_speed)
 SCHEMA = Path("configs/schema.json")
 PAGE = Path("docs/configuration.md")
 
@@ -52,13 +54,14 @@ class Section:
 
 def comments() -> dict[str, dict[str, str]]:
     """Class name -> field name -> the `#:` comment above the field, in one line."""
-    source = inspect.getsource(config)
-    lines = source.splitlines()
     found: dict[str, dict[str, str]] = {}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.ClassDef):
-            fields = [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
-            found[node.name] = {item.target.id: _above(lines, item.lineno) for item in fields}  # type: ignore[union-attr]
+    for module in MODULES:
+        source = inspect.getsource(module)
+        lines = source.splitlines()
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef):
+                fields = [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
+                found[node.name] = {item.target.id: _above(lines, item.lineno) for item in fields}  # type: ignore[union-attr]
     return found
 
 
@@ -119,7 +122,8 @@ def _nested(annotation: Any) -> type[BaseModel] | None:
 
 def _type(field: Any) -> str:
     text = str(field.annotation) if get_args(field.annotation) else field.annotation.__name__
-    text = re.sub(r"typing\.|world_r1\.config\.", "", text)
+    text = re.sub(r"typing\.|world_r1\.config(_speed)?\.", "", text)
+    text = re.sub(r"Union\[(.*)\]", lambda match: match[1].replace(", ", " | ").replace("NoneType", "null"), text)
     text = re.sub(r"Literal\[(.*?)\]", lambda match: match[1].replace("'", '"').replace(", ", " | "), text).replace(
         "| None", "| null"
     )

@@ -18,6 +18,10 @@ With d = sigma_next - sigma < 0, the three families are
   of the ODE only where the injected noise per step is small (noise_level -> 0 as steps grow): eps_hat is a posterior mean and
   varies less than the eps it stands for. Public implementations drop 1 / (2 std^2) from its log-density, which weights steps
   by std^2; here the log-prob is the true one, with the true std, and such weighting is left to `algorithm.ratio_norm`.
+* `vp_ddim`   the stochastic step of DDIM (arXiv 2010.02502, equations 12 and 16), whose home is the variance-preserving process
+  y = alpha x_0 + beta eps with alpha^2 + beta^2 = 1. With n = sqrt((1 - sigma)^2 + sigma^2) that process is x / n: alpha = (1 - sigma) / n,
+  beta = sigma / n. DDIM's std there, eta (beta' / beta) sqrt(1 - alpha^2 / alpha'^2) with eta = noise_level, is here n' times that,
+  and the mean is (1 - sigma') x0_hat + sqrt(sigma'^2 - std^2) eps_hat; eta = 1 is the ancestral DDPM step. No noise at the last step.
 
 All randomness comes from per-sample CPU generators, so that a sample does not depend on which others share its batch.
 """
@@ -34,7 +38,7 @@ import torch
 from world_r1 import rng
 from world_r1.config import FlowConfig
 
-Family = Literal["flow_sde", "wan_sde", "cps"]
+Family = Literal["flow_sde", "wan_sde", "cps", "vp_ddim"]
 Reduction = Literal["mean", "sum"]
 #: velocity(x [B, ...] float32, sigma [B] float32) -> [B, ...] float32
 VelocityFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -71,9 +75,9 @@ def window(config: FlowConfig, *key: int | str) -> torch.Tensor:
         chosen = torch.randperm(candidates, generator=rng.generator(*key, "window"))[:size].sort().values
     if len(chosen) < size or int(chosen[-1]) >= config.steps:
         raise ValueError(f"flow.window.size={size} does not fit into flow.steps={config.steps}; lower the one or raise the other")
-    if config.family == "cps" and int(chosen[-1]) == config.steps - 1:
+    if config.family in ("cps", "vp_ddim") and int(chosen[-1]) == config.steps - 1:
         raise ValueError(
-            "family cps adds no noise at the last step, which cannot be trained; lower flow.window.size or raise flow.steps"
+            f"family {config.family} adds no noise at the last step, which cannot be trained; lower flow.window.size or raise flow.steps"
         )
     return chosen
 
@@ -180,8 +184,8 @@ def coefficients(family: Family, sigma: torch.Tensor | float, sigma_next: torch.
     n = torch.as_tensor(sigma_next, dtype=torch.float64, device="cpu")
     if not bool(((n >= 0) & (n < s) & (s <= 1)).all()):
         raise ValueError(f"a denoising step needs 0 <= sigma_next < sigma <= 1, got sigma={s.tolist()}, sigma_next={n.tolist()}")
-    if family == "cps":
-        std = n * math.sin(noise_level * math.pi / 2.0)
+    if family in ("cps", "vp_ddim"):
+        std = n * math.sin(noise_level * math.pi / 2.0) if family == "cps" else _ddim_std(s, n, noise_level)
         kept = (n.square() - std.square()).sqrt()
         return Coefficients((1.0 - n) + kept, -(1.0 - n) * s + kept * (1.0 - s), std)
     if family == "flow_sde":
@@ -189,10 +193,19 @@ def coefficients(family: Family, sigma: torch.Tensor | float, sigma_next: torch.
     elif family == "wan_sde":
         diffusion = noise_level * s
     else:
-        raise ValueError(f"unknown family {family!r}; known: flow_sde, wan_sde, cps")
+        raise ValueError(f"unknown family {family!r}; known: flow_sde, wan_sde, cps, vp_ddim")
     step_size = n - s
     half = diffusion.square() / (2.0 * s)
     return Coefficients(1.0 + half * step_size, (1.0 + half * (1.0 - s)) * step_size, diffusion * (-step_size).sqrt())
+
+
+def _ddim_std(s: torch.Tensor, n: torch.Tensor, eta: float) -> torch.Tensor:
+    """DDIM's standard deviation from sigma s to n, in this module's coordinates; 0 <= eta <= 1 or ValueError."""
+    if not 0 <= eta <= 1:
+        raise ValueError(f"family vp_ddim has a noise level eta in 0..1 (1 is the ancestral step), got {eta}")
+    before, after = s / ((1.0 - s).square() + s.square()).sqrt(), n / ((1.0 - n).square() + n.square()).sqrt()
+    spread = (1.0 - (1.0 - before.square()) / (1.0 - after.square())).clamp(min=0.0)
+    return eta * ((1.0 - n).square() + n.square()).sqrt() * (after / before) * spread.sqrt()
 
 
 def step(
@@ -241,11 +254,14 @@ def sample(
     config: FlowConfig,
     steps: torch.Tensor,
     generators: Sequence[torch.Generator],
+    rounding: torch.dtype | None = None,
 ) -> Trace:
     """Denoise x_T [B, ...] (float32) along `sigmas` [n + 1]: stochastic steps where `steps` says so, Euler ODE steps elsewhere.
 
     `steps` is [k] or, with another window per sample, [B, k] ascending indices; k = 0 samples the ODE. Each generator gives its own
-    sample's noise at its own window steps only, one draw a step. Raises ValueError for steps outside the schedule.
+    sample's noise at its own window steps only, one draw a step. With `rounding` (bfloat16) x is rounded before and after a stochastic
+    step and sampling goes on from there, so that latents kept in that type are what was sampled, and log-probs stay exact. Raises
+    ValueError for steps outside the schedule.
     """
     batch, count = len(x_T), len(sigmas) - 1
     steps = steps.cpu().expand(batch, -1) if steps.dim() == 1 else steps.cpu()
@@ -259,14 +275,18 @@ def sample(
     log_probs = x.new_zeros((batch, k))
     for i in range(count):
         sigma, sigma_next = sigmas[i].expand(batch), sigmas[i + 1].expand(batch)
-        v = velocity(x, sigma.to(x.device))
         rows, slots = (steps == i).nonzero(as_tuple=True)
+        if rounding is not None and len(rows):
+            x = _rounded(x, rows, rounding)
+        v = velocity(x, sigma.to(x.device))
         following = ode_step(x, v, sigma, sigma_next) if len(rows) < batch else x
         if len(rows):
             transition = step(config.family, x, v, sigma, sigma_next, config.noise_level)
             noise = torch.stack([torch.randn(x.shape[1:], generator=generators[row]) for row in rows.tolist()]).to(x.device)
             drawn = transition.mean.clone()
             drawn[rows] += _column(transition.std[rows], x) * noise
+            if rounding is not None:
+                drawn = _rounded(drawn, rows, rounding)
             latents[rows, slots], next_latents[rows, slots] = x[rows], drawn[rows]
             # Over the whole batch, as the update does it: the same kernel on the same shape gives the same bits.
             log_probs[rows, slots] = transition.log_prob(drawn, config.log_prob)[rows]
@@ -276,6 +296,13 @@ def sample(
                 following[rows] = drawn[rows]
         x = following
     return Trace(x, latents, next_latents, log_probs)
+
+
+def _rounded(x: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A copy of x whose `rows` hold values of `dtype`."""
+    x = x.clone()
+    x[rows] = x[rows].to(dtype).to(x.dtype)
+    return x
 
 
 def evaluate(

@@ -95,14 +95,20 @@ def initial_noise(
     noise: NoiseConfig,
     *key: int | str,
     device: torch.device | str = "cpu",
+    ahead: int = 0,
 ) -> torch.Tensor:
     """x_T of one sample: float32 [C, t, h, w] on the CPU; all randomness follows from `key`.
 
     Without a trajectory (or with `noise.warp` false) it is white. Otherwise the warped noise w is mixed, at constant variance, with fresh
     noise, ((1-a) w + a e) / sqrt((1-a)^2 + a^2), a = `noise.degradation`, then blended over an independent base, s = `noise.strength`.
-    `device` says where to compute; the numbers are the same up to rounding. ValueError if shape, frames and intrinsics do not fit.
+    `device` says where to compute; the numbers are the same up to rounding. The first `ahead` latent frames are before the video (a model
+    whose tokens hold several may need them): they are white, and the warp begins after them. ValueError if shape, frames and intrinsics
+    do not fit.
     """
     channels, *grid = shape
+    if ahead:
+        video = initial_noise(trajectory, (channels, grid[0] - ahead, grid[1], grid[2]), noise, *key, device=device)
+        return torch.cat([torch.randn(channels, ahead, *grid[1:], generator=rng.generator(*key, "x_T", "ahead")), video], dim=1)
     if len(shape) != 4 or min(shape) < 1:
         raise ValueError(f"latent noise has shape (C, t, h, w), all positive, got {shape}")
     seeds = torch.randint(-(2**63), 2**63 - 1, (5,), dtype=torch.int64, generator=rng.generator(*key, "x_T")).tolist()

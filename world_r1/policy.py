@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from world_r1.config import Config, ModelConfig, VideoConfig
+from world_r1.types import AttentionPlans
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,12 @@ class Policy(Protocol):
     def reference(self) -> AbstractContextManager[None]:
         """Inside, `velocity` is the frozen base model's (adapter off, or a frozen copy in full fine-tuning)."""
 
+    def recording(self) -> AbstractContextManager[list[list[AttentionPlans | None]]]:
+        """Inside, every `velocity` appends its videos' sparse-attention plans to the list (None where attention is dense)."""
+
+    def replaying(self, plans: Sequence[AttentionPlans | None]) -> AbstractContextManager[None]:
+        """Inside, every `velocity` attends by these plans, one a video."""
+
     def named_parameters(self) -> dict[str, torch.nn.Parameter]:
         """The trained parameters by stable name (float32 masters)."""
 
@@ -49,6 +56,12 @@ class Policy(Protocol):
 
     def save(self, directory: str) -> None:
         """Write the adapter (or the full transformer) in diffusers layout, safetensors, with LoRA metadata."""
+
+
+def frames_ahead(policy: Any, video: VideoConfig) -> int:
+    """Latent frames that a policy samples before the video's first and drops when decoding; 0 for a policy that does not say."""
+    say = getattr(policy, "frames_ahead", None)
+    return 0 if say is None else int(say(video))
 
 
 def load_policy(config: Config, *, trainable: bool = True) -> Policy:
@@ -66,4 +79,4 @@ def policy_class(model: ModelConfig) -> type:
     except ModuleNotFoundError as error:
         if error.name != f"world_r1.policies.{module_name}":
             raise
-        raise ValueError(f"unknown policy {model.policy!r}; shipped: wan. Your own: 'module:Class'") from error
+        raise ValueError(f"unknown policy {model.policy!r}; shipped: wan, cogvideox. Your own: 'module:Class'") from error

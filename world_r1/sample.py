@@ -17,7 +17,7 @@ import torch
 from world_r1 import flow, noise
 from world_r1.camera import trajectory_for
 from world_r1.config import Config, parse
-from world_r1.policy import Policy, load_policy
+from world_r1.policy import Policy, frames_ahead, load_policy
 from world_r1.types import Prompt
 
 #: How a model is sampled that brings no `world_r1.json`: the published settings of Wan2.1 T2V at 480p.
@@ -60,7 +60,8 @@ def initial_noise(policy: Policy, config: Config, text: str, seed: Key) -> torch
     """x_T of one sample, float32 [C, t, h, w]: warped along the path that the prompt commands, white where it commands none."""
     key = (seed, 0, 0, 0) if isinstance(seed, int) else seed
     trajectory = trajectory_for(text, config.video, config.camera)
-    return noise.initial_noise(trajectory, policy.latent_shape(config.video), config.noise, *key, device=policy.device)
+    shape, ahead = policy.latent_shape(config.video), frames_ahead(policy, config.video)
+    return noise.initial_noise(trajectory, shape, config.noise, *key, device=policy.device, ahead=ahead)
 
 
 def settings_of(model: str) -> Config:

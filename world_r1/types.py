@@ -134,6 +134,25 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class AttentionPlans:
+    """The sparse-attention plans of one video in one velocity evaluation: at which resolution each layer's query blocks saw each key block.
+
+    Example: `AttentionPlans(layers=(0, 1), values=(0, 1, 128), packed=<2949120 uint8>, shape=(2, 2, 12, 256, 256), settings={...})`
+    """
+
+    #: Transformer layers that were sparse, ascending.
+    layers: tuple[int, ...]
+    #: Levels that occur, ascending; `packed` holds indices into them.
+    values: tuple[int, ...]
+    #: uint8: indices of 2 or 4 bits (up to 4 or 16 values), lowest bits first, in the order of `shape`.
+    packed: np.ndarray
+    #: (branches, layers, heads, query blocks, key blocks); with guidance there are two branches, conditional and unconditional.
+    shape: tuple[int, int, int, int, int]
+    #: The other settings of `world_r1_kernels.pyramid_attention.plan.Plan`, the same for all layers.
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One sampled video and everything the learner needs to take its log-probs again.
 
@@ -150,14 +169,16 @@ class Rollout:
     version: int
     #: [k] indices into the sigma schedule of the k stochastic (stored and trained) steps, ascending, int64.
     steps: np.ndarray
-    #: [k, C, t, h, w] float32: x_t before each stochastic step.
+    #: [k, C, t, h, w] float32, or the bits of bfloat16 as uint16 (`speed.latents`): x_t before each stochastic step.
     latents: np.ndarray
-    #: [k, C, t, h, w] float32: x_{t-1} drawn at each stochastic step.
+    #: [k, C, t, h, w] in the same type: x_{t-1} drawn at each stochastic step.
     next_latents: np.ndarray
     #: [k] float32: log-prob of each draw under the sampling policy, in the reduction that the config names.
     log_probs: np.ndarray
-    #: [C, t, h, w] float32: final latents x_0 (forward-process algorithms train on these).
+    #: [C, t, h, w] in the same type: final latents x_0 (forward-process algorithms train on these).
     x0: np.ndarray
+    #: Per stochastic step the plans of sparse attention (None where it was dense); empty without.
+    plans: tuple[AttentionPlans | None, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from world_r1.camera import trajectory_for
 from world_r1.checkpoint import Snapshot
 from world_r1.config import Config, OptimizerConfig
 from world_r1.ema import EMA
-from world_r1.policy import Policy
+from world_r1.policy import Policy, frames_ahead
+from world_r1.rollout import latents
 from world_r1.types import Rollout
 
 
@@ -35,7 +36,11 @@ class Trainer:
         self.algorithm = algorithms.build(config)
         settings = config.optimizer
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
+            self.parameters.values(),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=config.speed.fused_optimizer or None,  # None leaves the choice to torch
         )
         self.average = EMA(self.parameters, config.model.ema_decay)
         #: Rollout batches learned from: the version of the present weights.
@@ -137,7 +142,7 @@ def stack(policy: Policy, config: Config, rollouts: Sequence[Rollout], advantage
     """The micro-batch of some rollouts, on the policy's device. Every prompt is encoded on its own, as it was for sampling."""
 
     def tensor(name: str) -> torch.Tensor:
-        return torch.from_numpy(np.stack([getattr(rollout, name) for rollout in rollouts])).to(policy.device)
+        return latents(np.stack([getattr(rollout, name) for rollout in rollouts])).to(policy.device)
 
     return algorithms.Batch(
         steps=tensor("steps"),
@@ -148,6 +153,8 @@ def stack(policy: Policy, config: Config, rollouts: Sequence[Rollout], advantage
         advantages=advantages.to(policy.device),
         condition=torch.cat([policy.encode([rollout.prompt.text]) for rollout in rollouts]),
         seeds=tuple(rollout.seed for rollout in rollouts),
+        plans=tuple(rollout.plans for rollout in rollouts),
+        ahead=frames_ahead(policy, config.video),
         trajectories=tuple(trajectory_for(rollout.prompt.text, config.video, config.camera) for rollout in rollouts),
     )
 

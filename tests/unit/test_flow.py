@@ -10,7 +10,7 @@ import torch
 from world_r1 import flow
 from world_r1.config import FlowConfig, WindowConfig
 
-FAMILIES = ("flow_sde", "wan_sde", "cps")
+FAMILIES = ("flow_sde", "wan_sde", "cps", "vp_ddim")
 #: Data law N(MEAN, STD^2), the same for every dimension.
 MEAN, STD = 1.5, 0.4
 SHAPE = (3, 2, 5, 7)

@@ -144,7 +144,7 @@ def test_full_fine_tuning_has_a_frozen_reference(model: str) -> None:
     with torch.no_grad(), policy.reference():
         assert torch.equal(policy.velocity(x, sigma, condition), v_base)
     policy.velocity(x, sigma, condition).square().mean().backward()
-    assert all(p.grad is None for p in policy._base.parameters())
+    assert all(p.grad is None for p in policy._base["transformer"].parameters())
     assert policy.transformer.proj_out.weight.grad is not None
 
 
@@ -311,7 +311,9 @@ def test_errors_are_one_line_with_a_remedy(model: str, tmp_path: Path, monkeypat
     cases = {
         str(tmp_path / "nowhere"): "no such folder",
         str(tmp_path): "not a model in diffusers layout",
-        broken("two", "model_index.json", {**index, "boundary_ratio": 0.875}): "two transformers",
+        broken(
+            "two", "model_index.json", {**index, "boundary_ratio": 0.875}
+        ): "second transformer or a boundary_ratio, but not both",
         broken("i2v", "model_index.json", {**index, "_class_name": "WanImageToVideoPipeline"}): "not a text-to-video WanPipeline",
         broken("json", "model_index.json", b"{"): "not readable JSON",
         broken("truncated", "transformer/diffusion_pytorch_model.safetensors", b"12345"): "cannot read the transformer",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
 from world_r1.policy import Policy
-from world_r1.types import Trajectory
+from world_r1.types import AttentionPlans, Trajectory
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,16 @@ class Batch:
     seeds: tuple[tuple[int, int, int, int], ...]
     #: Per video the commanded camera, which fixes the law of its noise; empty where no video has one.
     trajectories: tuple[Trajectory | None, ...] = ()
+    #: Per video the sparse-attention plans of its k steps; empty where attention is dense or plans are drawn anew.
+    plans: tuple[tuple[AttentionPlans | None, ...], ...] = ()
+    #: Latent frames before the video's first, whose noise no camera warps.
+    ahead: int = 0
+
+    def attending(self, policy: Policy, j: int) -> AbstractContextManager[None]:
+        """Inside, the policy attends as the sampler did at window position j."""
+        if not any(self.plans):
+            return nullcontext()
+        return policy.replaying([plans[j] for plans in self.plans])
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class DiffusionNFT:
             position = lowest + (1.0 - lowest) * (j + 1.0 - uniform) / count
             sigma = flow.shifted(position, self.config.flow.shift).float()
             drawn = {
-                key: initial_noise(camera, shape, self.config.noise, *key, device=device)  # type: ignore[arg-type]
+                key: initial_noise(camera, shape, self.config.noise, *key, device=device, ahead=batch.ahead)  # type: ignore[arg-type]
                 for key, camera in dict(zip(keys, cameras, strict=True)).items()
             }
             yield sigma.to(device), torch.stack([drawn[key] for key in keys]).to(device)

@@ -105,10 +105,11 @@ class FlowGRPO:
             return policy.velocity(x, sigma, batch.condition)
 
         base = None
-        if self.beta.value > 0:  # before the policy's own pass, so that no graph is alive meanwhile
-            with torch.no_grad(), policy.reference():
-                base = flow.evaluate_transition(velocity, x, steps, self.sigmas, self.config.flow)
-        transition, log_prob = flow.evaluate(velocity, x, x_next, steps, self.sigmas, self.config.flow)
+        with batch.attending(policy, j):
+            if self.beta.value > 0:  # before the policy's own pass, so that no graph is alive meanwhile
+                with torch.no_grad(), policy.reference():
+                    base = flow.evaluate_transition(velocity, x, steps, self.sigmas, self.config.flow)
+            transition, log_prob = flow.evaluate(velocity, x, x_next, steps, self.sigmas, self.config.flow)
         log_ratio = log_prob - batch.log_probs[:, j]
         if noise is not None:
             log_ratio = self._normalised(log_ratio, transition, x_next, noise[:, j], steps, batch.log_probs[:, j])

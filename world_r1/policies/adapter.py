@@ -1,7 +1,7 @@
 """LoRA on a diffusers transformer: add, load and save, with float32 master weights whatever the dtype of the base.
 
-The files are what `WanPipeline.load_lora_weights` reads: `pytorch_lora_weights.safetensors` with keys under `transformer.` and the
-LoRA settings (rank, alpha, targets) in the metadata. Without the metadata a reader would take alpha = rank.
+The files are what `load_lora_weights` of the model's pipeline reads: `pytorch_lora_weights.safetensors` with keys under `transformer.` and
+the LoRA settings (rank, alpha, targets) in the metadata. Without the metadata a reader would take alpha = rank.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ NAME = "default"
 FILE = "pytorch_lora_weights.safetensors"
 
 
-def add(transformer: Any, lora: LoraConfig, seed: int) -> None:
-    """Add a zero-initialised adapter (B = 0, A drawn from `seed`). ValueError when a target names no linear layer."""
+def add(transformer: Any, lora: LoraConfig, seed: int, prefix: str = "") -> None:
+    """Add a zero-initialised adapter (B = 0, A drawn from `seed` and prefixed names). ValueError when a target names no linear layer."""
     import peft
 
     names = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
@@ -38,18 +38,17 @@ def add(transformer: Any, lora: LoraConfig, seed: int) -> None:
     for name, parameter in parameters(transformer):
         if ".lora_A." in name:
             drawn = nn.init.kaiming_uniform_(
-                torch.empty(parameter.shape), a=math.sqrt(5), generator=rng.generator(seed, "lora", name)
+                torch.empty(parameter.shape), a=math.sqrt(5), generator=rng.generator(seed, "lora", prefix + name)
             )
             parameter.data.copy_(drawn)
 
 
-def load(transformer: Any, directory: str) -> None:
+def load(transformer: Any, directory: str, pipeline: str = "WanPipeline") -> None:
     """Add the adapter saved in `directory` (or in that .safetensors file); rank, alpha and targets come from the file.
 
     Reads this project's and diffusers' files, and the two common formats of other trainers that diffusers converts. ValueError for
     what is not an adapter of this transformer.
     """
-    from diffusers import WanPipeline
     from peft import set_peft_model_state_dict
 
     path = Path(directory)
@@ -60,7 +59,7 @@ def load(transformer: Any, directory: str) -> None:
             f"no adapter in {directory!r}: expected {FILE}" + (f", found {', '.join(found)}; name the file" if found else "")
         )
     try:
-        state, metadata = WanPipeline.lora_state_dict(
+        state, metadata = _pipeline(pipeline).lora_state_dict(
             str(file.parent), weight_name=file.name, use_safetensors=True, local_files_only=True, return_lora_metadata=True
         )
         prefix = "transformer" if any(key.startswith("transformer.") for key in state) else None
@@ -77,16 +76,15 @@ def load(transformer: Any, directory: str) -> None:
         )
 
 
-def save(transformer: Any, directory: str) -> None:
+def save(transformer: Any, directory: str, pipeline: str = "WanPipeline") -> None:
     """Write the adapter and its settings to `directory`, in float32."""
-    from diffusers import WanPipeline
     from peft import get_peft_model_state_dict
 
     layers = {
         key: value.detach().cpu().contiguous() for key, value in get_peft_model_state_dict(transformer, adapter_name=NAME).items()
     }
     settings = {k: sorted(v) if isinstance(v, set) else v for k, v in transformer.peft_config[NAME].to_dict().items()}
-    WanPipeline.save_lora_weights(
+    _pipeline(pipeline).save_lora_weights(
         directory,
         transformer_lora_layers=layers,
         transformer_lora_adapter_metadata=settings,
@@ -105,6 +103,13 @@ def layers(transformer: nn.Module) -> list[Any]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return [module for module in transformer.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def _pipeline(name: str) -> Any:
+    """The diffusers pipeline class that reads and writes the files."""
+    import diffusers
+
+    return getattr(diffusers, name)
 
 
 def _to_float32(transformer: nn.Module) -> None:

@@ -79,6 +79,50 @@ def tiny_wan_pipeline(directory: str | Path, seed: int = 0, settings: dict[str, 
     return directory
 
 
+def tiny_cogvideox_pipeline(directory: str | Path, seed: int = 0, patch_size_t: int | None = None) -> Path:
+    """Write a random CogVideoX pipeline (1.5 with `patch_size_t` 2) in diffusers layout to `directory` and return the path.
+
+    Latents have 4 channels, 1/8 of the height and width and 1/4 of the frames; the text length is 24 tokens.
+    """
+    from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+    from transformers import T5Config, T5EncoderModel
+
+    from world_r1.policies.architectures import architecture
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vae = AutoencoderKLCogVideoX(
+            block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2, scaling_factor=0.7
+        )
+        transformer = CogVideoXTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=4,
+            out_channels=4,
+            time_embed_dim=8,
+            text_embed_dim=16,
+            num_layers=2,
+            sample_width=12,
+            sample_height=8,
+            patch_size_t=patch_size_t,
+            patch_bias=patch_size_t is None,
+            max_text_seq_length=24,
+            use_rotary_positional_embeddings=True,
+        )
+        text_encoder = T5EncoderModel(
+            T5Config(vocab_size=128, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, dropout_rate=0.0, pad_token_id=0)
+        )
+    pipeline = CogVideoXPipeline(
+        tokenizer=word_tokenizer(VOCABULARY.split(), 24),
+        text_encoder=text_encoder,
+        vae=vae,
+        transformer=transformer,
+        scheduler=CogVideoXDDIMScheduler.from_config(dict(architecture("zai-org/CogVideoX-5b").scheduler)),
+    )
+    pipeline.save_pretrained(directory)
+    return Path(directory)
+
+
 def word_tokenizer(words: Sequence[str], length: int) -> Any:
     """A lower-casing word-level tokenizer (`PreTrainedTokenizerFast`): <pad> 0, </s> 1, <unk> 2, then `words`; ends with </s>."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors

@@ -47,21 +47,54 @@ def resolve(path: str) -> str:
 
 def index(path: str) -> dict[str, Any]:
     """`model_index.json` of a text-to-video Wan pipeline. ValueError for a model that is unreadable or of another kind."""
-    found = _json(path, "model_index.json", required=True)
+    found = read_json(path, "model_index.json", required=True)
     kind = found.get("_class_name")
     if kind != "WanPipeline":
         raise ValueError(f"model {path!r} is a {kind}, not a text-to-video WanPipeline; choose a Wan T2V model in diffusers layout")
-    if found.get("boundary_ratio") is not None or any(found.get("transformer_2") or ()):
+    if (found.get("boundary_ratio") is not None) != any(found.get("transformer_2") or ()):
         raise ValueError(
-            f"model {path!r} has two transformers (Wan2.2 A14B: one for high, one for low noise), which is not supported yet; "
-            "choose a model with one transformer (Wan2.1 T2V 1.3B or 14B, Wan2.2 TI2V 5B)"
+            f"model {path!r}: model_index.json names a second transformer or a boundary_ratio, but not both; "
+            "download the model again (Wan2.2 A14B has both, all others have neither)"
         )
     return found
 
 
+class WanFiles:
+    """The parts of a Wan model on disk or on the Hub, as `world_r1.policies.base.Source` asks for them."""
+
+    def __init__(self, path: str) -> None:
+        """ValueError for a model that is unreadable or of another kind."""
+        self.path = resolve(path)
+        self.index = index(self.path)
+        self.settings = settings(self.path)
+
+    @property
+    def vae_config(self) -> dict[str, Any]:
+        """Configuration of the autoencoder."""
+        return vae_config(self.path)
+
+    @property
+    def scheduler(self) -> dict[str, Any]:
+        """Configuration of the scheduler, empty where there is none."""
+        return read_json(self.path, "scheduler/scheduler_config.json", required=False)
+
+    def transformer(self, dtype: torch.dtype, part: str) -> nn.Module:
+        """A transformer by its name, or from a folder that holds one."""
+        inside = part in ("transformer", "transformer_2")
+        return load_transformer(self.path if inside else part, dtype, part if inside else None)
+
+    def vae(self) -> nn.Module:
+        """The autoencoder, float32, frozen."""
+        return load_vae(self.path)
+
+    def text(self, dtype: torch.dtype) -> tuple[Any, nn.Module]:
+        """Tokenizer and text encoder."""
+        return load_text(self.path, dtype)
+
+
 def settings(path: str) -> dict[str, Any]:
     """The optional `world_r1.json` of a model; keys and types are those of `SETTINGS`. ValueError for anything else in it."""
-    found = _json(path, "world_r1.json", required=False)
+    found = read_json(path, "world_r1.json", required=False)
     for key, value in found.items():
         kind = SETTINGS.get(key)
         if kind is None:
@@ -78,7 +111,7 @@ def load_transformer(path: str, dtype: torch.dtype, subfolder: str | None = "tra
     def read() -> nn.Module:
         return WanTransformer3DModel.from_pretrained(path, subfolder=subfolder, torch_dtype=dtype, use_safetensors=True)
 
-    return _load(path, "transformer", read).eval()
+    return read_part(path, "transformer", read).eval()
 
 
 def load_vae(path: str) -> nn.Module:
@@ -88,12 +121,12 @@ def load_vae(path: str) -> nn.Module:
     def read() -> nn.Module:
         return AutoencoderKLWan.from_pretrained(path, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True)
 
-    return _load(path, "vae", read).eval().requires_grad_(False)
+    return read_part(path, "vae", read).eval().requires_grad_(False)
 
 
 def vae_config(path: str) -> dict[str, Any]:
     """Configuration of the autoencoder, without its weights, with the defaults that diffusers gives to absent keys."""
-    found = _json(path, "vae/config.json", required=True)
+    found = read_json(path, "vae/config.json", required=True)
     return {"z_dim": 16, "scale_factor_temporal": 4, "scale_factor_spatial": 8, **{k: v for k, v in found.items() if v is not None}}
 
 
@@ -104,11 +137,11 @@ def load_text(path: str, dtype: torch.dtype) -> tuple[Any, nn.Module]:
     def read() -> nn.Module:
         return UMT5EncoderModel.from_pretrained(path, subfolder="text_encoder", dtype=dtype, use_safetensors=True)
 
-    tokenizer = _load(path, "tokenizer", lambda: AutoTokenizer.from_pretrained(path, subfolder="tokenizer"))
-    return tokenizer, _load(path, "text_encoder", read).eval().requires_grad_(False)
+    tokenizer = read_part(path, "tokenizer", lambda: AutoTokenizer.from_pretrained(path, subfolder="tokenizer"))
+    return tokenizer, read_part(path, "text_encoder", read).eval().requires_grad_(False)
 
 
-def _load(path: str, part: str, read: Callable[[], T]) -> T:
+def read_part(path: str, part: str, read: Callable[[], T]) -> T:
     try:
         with _quiet():
             return read()
@@ -134,7 +167,7 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _json(path: str, name: str, *, required: bool) -> dict[str, Any]:
+def read_json(path: str, name: str, *, required: bool) -> dict[str, Any]:
     file = _locate(path, name, required=required)
     if file is None:
         return {}

@@ -1,0 +1,202 @@
+"""Every speed switch against the plain path on the embedded model in float32: same rollouts, same update, exact ratios."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from world_r1.config import Config, parse
+from world_r1.policies import speed
+from world_r1.policies.sparse import pack, unpack
+from world_r1.policies.tiny import tiny_wan_pipeline
+from world_r1.policy import load_policy
+from world_r1.rollout import sample_group
+from world_r1.types import Prompt, Rollout
+from world_r1.update import Trainer, stack
+
+PROMPT = Prompt("a", "Camera orbit left. A red box on grass.")
+SPARSE = {"kind": "pyramid", "density": 0.4, "block": 16, "backend": "reference"}
+
+
+def configured(switches: dict[str, Any] | None = None, **sections: Any) -> Config:
+    tree: dict[str, Any] = {
+        "seed": 7,
+        "model": {"path": "blockworld", "device": "cpu", "lora": {"rank": 4, "alpha": 8.0}, "guidance_scale": 2.0},
+        "video": {"frames": 5, "height": 48, "width": 80},
+        "flow": {"steps": 3, "window": {"size": 2}},
+        "algorithm": {"kl": {"beta": 0.1}},
+        "optimizer": {"learning_rate": 1e-3, "micro_batch": 2},
+        "prompts": {"groups": 1, "group_size": 2},
+        "speed": switches or {},
+    }
+    return parse(
+        {key: {**tree.get(key, {}), **sections.get(key, {})} if isinstance(tree.get(key), dict) else tree[key] for key in tree}
+    )
+
+
+def one_step(config: Config) -> tuple[list[Rollout], dict[str, float], dict[str, np.ndarray], Any]:
+    """Sample a group with an adapter that does something, update once; rollouts, metrics, trained weights, policy."""
+    policy = load_policy(config)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in policy.named_parameters().values():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    rollouts = sample_group(policy, config, PROMPT, 0, 0, 0).rollouts
+    trainer = Trainer(config, policy)
+    metrics = trainer.update(rollouts, {rollout.id: value for rollout, value in zip(rollouts, (1.0, -1.0), strict=True)})
+    return rollouts, metrics, policy.state(), policy
+
+
+@pytest.fixture(scope="module")
+def plain() -> tuple[list[Rollout], dict[str, float], dict[str, np.ndarray], Any]:
+    return one_step(configured())
+
+
+@pytest.mark.parametrize(
+    ("switches", "tolerance"),
+    [
+        ({"guidance_batch": False}, 2e-5),
+        ({"text_encoder": "offload"}, 0.0),
+        ({"text_encoder": "free"}, 0.0),
+        ({"checkpoint": 0.5}, 0.0),
+        ({"checkpoint": "auto"}, 0.0),
+        ({"vae_decode": "chunked"}, 0.0),
+        ({"vae_decode": "full", "vae_channels_last": True}, 0.0),
+        ({"fused_optimizer": True}, 0.0),
+        ({"attention": {**SPARSE, "density": 1.0}}, 1e-4),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_switch_changes_no_result(plain: Any, switches: dict[str, Any], tolerance: float) -> None:
+    rollouts, metrics, state, policy = one_step(configured(switches))
+    for ours, theirs in zip(rollouts, plain[0], strict=True):
+        for name in ("latents", "next_latents", "x0", "log_probs"):
+            np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=tolerance, rtol=0)
+    assert metrics["ratio_mean"] == 1.0
+    assert metrics["grad_norm"] == pytest.approx(plain[1]["grad_norm"], rel=1e-3 if tolerance else 1e-6)
+    for name, value in state.items():
+        # A first step of AdamW moves every weight by about the learning rate, in the direction of a gradient's sign.
+        np.testing.assert_allclose(value, plain[2][name], atol=2e-6 if not tolerance else 2.1e-3, rtol=0)
+    if switches.get("text_encoder") == "free":
+        assert policy._text is None
+
+
+def test_compiled_blocks_give_the_same_numbers_and_one_program() -> None:
+    """Two blocks of a tiny model: one compilation for all, another for the pass without adapters; values to float32 rounding."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(tiny_wan_pipeline(folder))
+        small = {"path": path, "guidance_scale": 1.0}
+        video = {"frames": 5, "height": 32, "width": 48}
+        first = one_step(configured(model=small, video=video))
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        second = one_step(configured({"compile": True}, model=small, video=video))
+        programs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for ours, theirs in zip(second[0], first[0], strict=True):
+        np.testing.assert_allclose(ours.x0, theirs.x0, atol=2e-5, rtol=0)
+    assert second[1]["grad_norm"] == pytest.approx(first[1]["grad_norm"], rel=1e-3)
+    assert 1 <= programs <= 6
+
+
+@pytest.mark.parametrize("switches", [{}, {"guidance_batch": False}, {"checkpoint": 1.0}, {"latents": "bf16"}])
+def test_sparse_rollout_and_sparse_update_have_ratio_exactly_one(switches: dict[str, Any]) -> None:
+    """With the plans of the rollout replayed, to the last bit; the reference and the policy see the same blocks."""
+    rollouts, metrics, _, policy = one_step(configured({**switches, "attention": SPARSE}))
+    assert metrics["ratio_mean"] == 1.0
+    assert metrics["ratio_std"] == 0.0
+    assert metrics["kl_nats"] > 0
+    plans = rollouts[0].plans
+    assert len(plans) == 2
+    assert plans[0].shape[:2] == (2, len(policy.transformer.blocks))
+    assert np.unique(plans[0].packed).size > 1
+
+
+def test_sparse_attention_is_not_dense_and_plans_matter() -> None:
+    """Negative control: another video's plans, or none, move the log-prob; a missing video is an error."""
+    config = configured({"attention": SPARSE})
+    policy = load_policy(config)
+    rollouts = sample_group(policy, config, PROMPT, 0, 0, 0).rollouts
+    dense = load_policy(configured())
+    batch = stack(policy, config, rollouts, torch.ones(2))
+    x, sigma = batch.latents[:, 1], 0.6
+    with torch.no_grad():
+        with batch.attending(policy, 1):
+            kept = policy.velocity(x, sigma, batch.condition)
+        with policy.replaying([rollout.plans[1] for rollout in reversed(rollouts)]):
+            swapped = policy.velocity(x, sigma, batch.condition)
+        assert (kept - swapped).abs().max() > 1e-4
+        assert (kept - dense.velocity(x, sigma, batch.condition)).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="1 videos' attention plans are replayed"), policy.replaying([rollouts[0].plans[1]]):
+        policy.velocity(x, sigma, batch.condition)
+
+
+def test_plans_do_not_depend_on_the_batch_they_were_drawn_in() -> None:
+    """Recorded in one forward of four rows (as on a GPU) or video by video; replayed either way."""
+    config = configured({"attention": SPARSE})
+    policy = load_policy(config)
+    x = torch.randn(2, *policy.latent_shape(config.video), generator=torch.Generator().manual_seed(0))
+    sigma, condition = torch.full((2,), 0.7), policy.encode(["A red box.", "Camera push in. A cone."])
+    with torch.no_grad():
+        with policy.recording() as single:
+            velocity = policy.velocity(x, sigma, condition)
+        with policy.recording() as batched, policy._session.call(2):  # type: ignore[union-attr]
+            policy._guided(x, sigma, condition, range(2))
+        for one, two in zip(single[0], batched[0], strict=True):
+            assert one is not None
+            assert two is not None
+            assert one.settings == two.settings
+            assert np.mean(one.packed == two.packed) > 0.99  # rounding may tip a tie
+        with policy.replaying(single[0]), policy._session.call(2):  # type: ignore[union-attr]
+            torch.testing.assert_close(policy._guided(x, sigma, condition, range(2)), velocity, atol=1e-5, rtol=1e-4)
+
+
+def test_stored_plans_come_back() -> None:
+    from world_r1_kernels.pyramid_attention import PyramidConfig, make_plan
+
+    q, k = (torch.randn(1, 3, 70, 16, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    for levels in ((1,), (1, 2, 8)):
+        plans = {layer: make_plan(q + layer, k, PyramidConfig(density=0.4, block=16, levels=levels)) for layer in (0, 3)}
+        other = {layer: make_plan(q - layer, k, PyramidConfig(density=0.4, block=16, levels=levels)) for layer in (0, 3)}
+        stored = pack([plans, other])
+        assert stored.packed.nbytes <= 2 * 2 * (-(-3 * 25 // (4 if levels == (1,) else 2)))
+        for branch, wanted in enumerate((plans, other)):
+            found = unpack(stored, branch)
+            assert all(torch.equal(found[layer].levels, wanted[layer].levels) for layer in wanted)
+            assert found[3].rest == wanted[3].rest
+            assert found[3].has_rest == wanted[3].has_rest
+
+
+def test_checkpointing_takes_as_many_blocks_as_the_memory_asks_for() -> None:
+    blocks = [torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.SiLU(), torch.nn.Linear(64, 8)) for _ in range(4)]
+    x = torch.randn(100, 8, requires_grad=True)
+    each = speed.kept_bytes(blocks[0], (x,))
+    assert each == 2 * 4 * 100 * 64  # before and after the activation; the input and the weights are there anyway
+    for room, expected in ((0.0, 4), (1.5, 3), (2.5, 2), (9.0, 0)):
+        chosen = speed.Chosen(blocks, "auto", memory=lambda room=room: int(room * each / speed.USABLE) + 1)
+        y = x
+        for block in blocks:
+            y = chosen(block, y)
+        assert chosen.checkpointed == expected
+    assert speed.free_bytes(torch.device("cpu")) > 2**20
+
+
+def test_bf16_latents_are_half_the_size_and_come_back() -> None:
+    rollouts = one_step(configured({"latents": "bf16"}))[0]
+    whole = one_step(configured())[0]
+    assert rollouts[0].latents.nbytes * 2 == whole[0].latents.nbytes
+    assert rollouts[0].latents.dtype == np.uint16
+    with pytest.raises(ValueError, match="ratio_norm"):
+        configured({"latents": "bf16"}, algorithm={"ratio_norm": True})
+
+
+def test_a_bf16_decoder_shows_the_same_picture() -> None:
+    config, other = configured(), configured({"vae_dtype": "bf16", "vae_channels_last": True})
+    policy, quick = load_policy(config, trainable=False), load_policy(other, trainable=False)
+    z = torch.randn(1, *policy.latent_shape(config.video), generator=torch.Generator().manual_seed(0))
+    difference = np.abs(policy.decode(z).astype(int) - quick.decode(z))
+    assert 0 < difference.mean() < 2.0
