@@ -22,8 +22,8 @@ class TransformersJudge(Judge):
     """One forward, no generation: the distribution of the next token over the allowed answers, whose ids the tokenizer tells.
 
     `model` is a hub id or a folder, `revision` a commit of it. `device` "auto", "cpu", "cuda"; `dtype` "auto" (bfloat16 on a GPU, else
-    float32) or a torch name. `batch` questions a forward; out of memory halves it. `input` "video", "images", or "auto" (video where
-    the processor takes one). `answer_prefix` is written for the model after its turn begins (some want "Answer: "). Questions of
+    float32) or a torch name. `batch` questions a forward; out of memory halves it. `input` "video", "images", or "auto" (video for
+    Qwen-VL). `answer_prefix` is written for the model after its turn begins (some want "Answer: "). Questions of
     more than `max_tokens` tokens fail. Remote code is never run. ValueError for options that cannot work.
     """
 
@@ -54,11 +54,15 @@ class TransformersJudge(Judge):
     def _take(
         self, net: Any, processor: Any, name: str, batch: int, input: str, answer_prefix: str, min_mass: float, max_tokens: int
     ) -> None:
-        takes_video = getattr(processor, "video_processor", None) is not None
+        vision = processor.image_processor
+        #: Qwen-VL processors cut any size into patches; the others resize to tiles of their own, and are shown pictures only.
+        self.patch = int(vision.patch_size) if hasattr(vision, "merge_size") and hasattr(vision, "patch_size") else 0
+        self.multiple = self.patch * int(vision.merge_size) if self.patch else 1
+        takes_video = bool(self.patch) and getattr(processor, "video_processor", None) is not None
         if input not in ("auto", "images", "video") or batch < 1:
             raise ValueError(f"judge: input is auto, images or video and batch at least 1; got input={input!r}, batch={batch}")
         if input == "video" and not takes_video:
-            raise ValueError(f"judge: the processor of {name} takes no video; set input: images")
+            raise ValueError(f"judge: {name} is not shown video here; set input: images")
         self.model, self.net, self.processor, self.batch = name, net, processor, batch
         self.video = takes_video and input != "images"
         self.answer_prefix, self.min_mass, self.max_tokens = answer_prefix, min_mass, max_tokens
@@ -66,10 +70,6 @@ class TransformersJudge(Judge):
         self.tokenizer.padding_side = "left"  # so that the last position is the answer's, for every row of a batch
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        vision = processor.image_processor
-        #: Qwen-VL processors cut any size into patches; the others resize to tiles of their own.
-        self.patch = int(vision.patch_size) if hasattr(vision, "merge_size") and hasattr(vision, "patch_size") else 0
-        self.multiple = self.patch * int(vision.merge_size) if self.patch else 1
         self.ids = {choices: choice_ids(self.tokenizer, choices) for choices in (DIGITS, YES_NO)}
         self.keeps_last = "logits_to_keep" in inspect.signature(net.forward).parameters
 
@@ -78,9 +78,8 @@ class TransformersJudge(Judge):
         results: list[Answer | Exception] = [JudgeError("not asked")] * len(questions)
         kinds: dict[tuple[Any, ...], list[int]] = {}
         for i, question in enumerate(questions):
-            foreign = self._control_token(question.text)
-            if foreign:
-                results[i] = JudgeError(f"the text of the question holds the model's control token {foreign!r}")
+            if problem := self._problem(question):
+                results[i] = JudgeError(problem)
             else:
                 kinds.setdefault((self.video and len(question.frames) > 1, question.choices), []).append(i)
         for (video, choices), members in kinds.items():
@@ -179,11 +178,16 @@ class TransformersJudge(Judge):
             details.append({name: float(value) for name, value in seen.items()})
         return details
 
-    def _control_token(self, text: str) -> str:
-        """The first control token that the tokenizer finds in a text, "" if there is none: prompts may not contain any."""
+    def _problem(self, question: Question) -> str:
+        """Why a question cannot be put to this model, "" if it can: prompts may hold no control token, frames must fill patches."""
         special = set(self.tokenizer.all_special_ids) | set(getattr(self.tokenizer, "added_tokens_decoder", {}))
-        found = [i for i in self.tokenizer.encode(text, add_special_tokens=False) if i in special]
-        return str(self.tokenizer.decode(found[:1])) if found else ""
+        found = [i for i in self.tokenizer.encode(question.text, add_special_tokens=False) if i in special]
+        if found:
+            return f"the text of the question holds the model's control token {self.tokenizer.decode(found[:1])!r}"
+        height, width = question.frames.shape[1:3]
+        if height % self.multiple or width % self.multiple:
+            return f"frames of {height}x{width} do not fill the model's patches of {self.multiple}x{self.multiple} pixels"
+        return ""
 
 
 def load(model: str, revision: str | None, device: str, dtype: str, attention: str) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import cv2
@@ -81,8 +81,9 @@ class OpenAIJudge(Judge):
         """One answer per question, asked side by side."""
         if not questions:
             return []
+        pictures = _Pictures(self.image)  # several questions are about the same frames
         with ThreadPoolExecutor(min(self.limits.concurrency, len(questions))) as pool:
-            results = list(pool.map(self._answer, questions))
+            results = list(pool.map(lambda question: self._answer(question, pictures), questions))
         failures = sum(isinstance(result, Exception) for result in results)
         self._add(failures=failures)
         log.info(
@@ -94,19 +95,20 @@ class OpenAIJudge(Judge):
         )
         return results
 
-    def _answer(self, question: Question) -> Answer | Exception:
+    def _answer(self, question: Question, pictures: _Pictures) -> Answer | Exception:
         try:
+            messages = self._messages(question, pictures.of(question.frames))
             try:
-                return self._from_logprobs(question)
+                return self._from_logprobs(question, messages)
             except NoLogprobs:
                 if self.without_logprobs == "fail":
                     raise
-                return self._from_votes(question)
+                return self._from_votes(question, messages)
         except JudgeError as error:
             return error
 
-    def _from_logprobs(self, question: Question) -> Answer:
-        reply, known = self._complete(question, self._one_token(question))
+    def _from_logprobs(self, question: Question, messages: list[dict[str, Any]]) -> Answer:
+        reply, known = self._complete(messages, self._one_token(question))
         if not reply["top"]:
             raise NoLogprobs(
                 f"{self.model} at {self.base_url} gave no log-probs; serve it with them, or set without_logprobs: vote"
@@ -114,8 +116,8 @@ class OpenAIJudge(Judge):
         found = answers.read(reply["top"], question.choices, min_mass=self.min_mass, said=reply["text"])
         return self._made(question, found, [(reply, known)])
 
-    def _from_votes(self, question: Question) -> Answer:
-        replies = [self._complete(question, self._vote(question, i)) for i in range(self.votes)]
+    def _from_votes(self, question: Question, messages: list[dict[str, Any]]) -> Answer:
+        replies = [self._complete(messages, self._vote(question, i)) for i in range(self.votes)]
         votes = [_voted(reply["text"], question.choices) for reply, _ in replies]
         return self._made(question, answers.vote(votes, question.choices), replies)
 
@@ -133,9 +135,9 @@ class OpenAIJudge(Judge):
         }
         return Answer(*found, details, self.model)
 
-    def _complete(self, question: Question, body: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        """(what is needed of the reply, whether it came from the cache) for a request body without its messages."""
-        body = {"model": self.model, **body, **self.extra, "messages": self._messages(question)}
+    def _complete(self, messages: list[dict[str, Any]], body: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        """(what is needed of the reply, whether it came from the cache) for a request body and its messages."""
+        body = {"model": self.model, **body, **self.extra, "messages": messages}
         data = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
 
         def send() -> dict[str, Any]:
@@ -174,12 +176,12 @@ class OpenAIJudge(Judge):
         body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
         return body
 
-    def _messages(self, question: Question) -> list[dict[str, Any]]:
+    def _messages(self, question: Question, urls: list[str]) -> list[dict[str, Any]]:
         content: list[dict[str, Any]] = []
-        for i, frame in enumerate(question.frames):
+        for i, url in enumerate(urls):
             if question.times:
                 content.append({"type": "text", "text": f"Second {question.times[i]:.2f}:"})
-            content.append({"type": "image_url", "image_url": {"url": encode(frame, self.image)}})
+            content.append({"type": "image_url", "image_url": {"url": url}})
         content.append({"type": "text", "text": question.text})
         return [{"role": "system", "content": question.system}, {"role": "user", "content": content}]
 
@@ -190,6 +192,25 @@ class OpenAIJudge(Judge):
         with self._lock:
             for name, amount in amounts.items():
                 self.totals[name] += amount
+
+
+class _Pictures:
+    """Data URLs of frames, each array of them encoded once. Lives for one `ask`, whose questions keep the arrays alive."""
+
+    def __init__(self, image: str) -> None:
+        self.image, self._lock = image, threading.Lock()
+        self._urls: dict[int, Future[list[str]]] = {}
+
+    def of(self, frames: np.ndarray) -> list[str]:
+        with self._lock:
+            mine = id(frames) not in self._urls
+            found = self._urls.setdefault(id(frames), Future())
+        if mine:
+            try:
+                found.set_result([encode(frame, self.image) for frame in frames])
+            except Exception as error:
+                found.set_exception(error)
+        return found.result()
 
 
 def encode(frame: np.ndarray, image: str) -> str:
