@@ -105,7 +105,7 @@ def test_lora_learns_through_it(model: torch.nn.Module) -> None:
 
 
 def test_other_models_are_refused(model: torch.nn.Module) -> None:
-    with pytest.raises(ValueError, match="WanTransformer3DModel.*got Linear"):
+    with pytest.raises(ValueError, match=r"WanTransformer3DModel.*got Linear"):
         apply_pyramid_attention(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="within the 3 layers"):
         apply_pyramid_attention(model, dense_layers=(3,))

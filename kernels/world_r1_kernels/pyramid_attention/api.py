@@ -63,14 +63,7 @@ def pyramid_attention(
     reference.check_shapes(qh, kh, vh, plan)
     if plan.levels.device != q.device:
         plan = plan.to(q.device)
-    if (
-        choose_backend(
-            q,
-            backend,
-            any(x.requires_grad for x in (q, k, v)) and torch.is_grad_enabled(),
-        )
-        == "reference"
-    ):
+    if choose_backend(q, backend, any(x.requires_grad for x in (q, k, v)) and torch.is_grad_enabled()) == "reference":
         out, lse = reference.attention(qh, kh, vh, plan, scale)
         out, lse = (out.transpose(1, 2) if bnhd else out), lse.float()
     else:
@@ -106,15 +99,7 @@ def pyramid_attention_varlen(
         plan = drawn
     if plan.lengths is None or plan.lengths.tolist() != lengths.tolist():
         raise ValueError(f"the plan's lengths {None if plan.lengths is None else plan.lengths.tolist()} are not {lengths.tolist()}")
-    out = pyramid_attention(
-        padded[0],
-        padded[1],
-        padded[2],
-        plan,
-        layout="BNHD",
-        scale=scale,
-        backend=backend,
-    )
+    out = pyramid_attention(padded[0], padded[1], padded[2], plan, layout="BNHD", scale=scale, backend=backend)
     return torch.cat([x[:n] for x, n in zip(out, lengths.tolist(), strict=True)])
 
 
@@ -156,10 +141,7 @@ def _interpreted() -> bool:
 
 @cache
 def _warn_once(device: str) -> None:
-    warnings.warn(
-        f"pyramid attention on {device}: the reference in plain PyTorch is used, which is slow",
-        stacklevel=4,
-    )
+    warnings.warn(f"pyramid attention on {device}: the reference in plain PyTorch is used, which is slow", stacklevel=4)
 
 
 def _check_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:

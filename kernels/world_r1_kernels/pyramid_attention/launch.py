@@ -140,18 +140,7 @@ def transpose(levels: torch.Tensor, size: int, per_tile: int, g: Geometry) -> tu
     blocks = torch.empty(g.batch, g.heads, tiles, g.nq, dtype=torch.int32, device=levels.device)
     counts = torch.empty(g.batch, g.heads, tiles, dtype=torch.int32, device=levels.device)
     kernels.transpose_kernel[(tiles, g.heads, g.batch)](
-        levels,
-        blocks,
-        counts,
-        g.heads,
-        g.nq,
-        g.nk,
-        tiles,
-        size,
-        per_tile,
-        WIDTH=power_of_two(g.nq),
-        PER=per_tile,
-        num_warps=1,
+        levels, blocks, counts, g.heads, g.nq, g.nk, tiles, size, per_tile, WIDTH=power_of_two(g.nq), PER=per_tile, num_warps=1
     )
     return blocks, counts
 
@@ -213,10 +202,7 @@ def attend(
     part = (
         (out, lse)
         if phases == (0,)
-        else (
-            torch.empty(*lse.shape, g.width, dtype=torch.float32, device=q.device),
-            torch.empty_like(lse),
-        )
+        else (torch.empty(*lse.shape, g.width, dtype=torch.float32, device=q.device), torch.empty_like(lse))
     )
     rows = min(s.rows, g.block)
     for phase in phases:
@@ -324,19 +310,7 @@ def prepare_backward(
         out, grad_out, delta if grad_lse is None else grad_lse, delta, g.heads, g.n_q,
         D=g.width, BM=g.block, BNHD=g.bnhd, LSE_GRAD=grad_lse is not None, num_warps=4,
     )  # fmt: skip
-    sources = (
-        q,
-        k,
-        v,
-        grad_out,
-        pyramid.keys,
-        pyramid.values,
-        pyramid.bias,
-        pyramid.variance,
-        lse,
-        delta,
-        plan.levels,
-    )
+    sources = (q, k, v, grad_out, pyramid.keys, pyramid.values, pyramid.bias, pyramid.variance, lse, delta, plan.levels)
     shapes = (scale, g.heads, g.group, g.n_q, g.n_k, g.nq, g.nk, g.rows)
     lengths = plan.levels if plan.lengths is None else plan.lengths
     return Backward(plan, settings, g, pyramid, listed, sources, shapes, lengths)
@@ -346,11 +320,7 @@ def grad_q(work: Backward) -> torch.Tensor:
     """Gradient of q, by the plan's lists."""
     g, s = work.g, work.settings
     out = torch.empty_like(work.sources[0])
-    rows, tile, pooled_tile = (
-        min(s.q_rows, g.block),
-        min(s.q_tile, g.block),
-        min(s.q_tile, g.rest_tile),
-    )
+    rows, tile, pooled_tile = min(s.q_rows, g.block), min(s.q_tile, g.block), min(s.q_tile, g.rest_tile)
     keys = work.sources[1], work.sources[2]
     pooled = [x.view(-1, g.width) for x in (work.pyramid.keys, work.pyramid.values)]
     if work.tma:
@@ -369,10 +339,7 @@ def grad_q(work: Backward) -> torch.Tensor:
 def grad_kv(work: Backward, pooled: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of k and v, by the transposed lists, the pooled gradients shared out in the same pass."""
     g, s, plan = work.g, work.settings, work.plan
-    grad_k, grad_v = (
-        torch.empty_like(work.sources[1]),
-        torch.empty_like(work.sources[2]),
-    )
+    grad_k, grad_v = torch.empty_like(work.sources[1]), torch.empty_like(work.sources[2])
     blocks, counts = transpose(plan.levels, 1, 1, g)
     tile, q_tile = min(s.k_rows, g.block), min(s.k_tile, g.block)
     backward_kernels.grad_kv_kernel[(g.nk * (g.block // tile), g.kv_heads, g.batch)](
@@ -392,15 +359,8 @@ def grad_pooled(work: Backward) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     g, s, plan = work.g, work.settings, work.plan
     new = {"dtype": torch.float32, "device": work.sources[0].device}
     shape = (g.batch, g.kv_heads, g.rows)
-    keys, values, variance = (
-        torch.empty(*shape, g.width, **new),
-        torch.empty(*shape, g.width, **new),
-        torch.empty(shape, **new),
-    )
-    common = work.flags | {
-        "CORRECT": plan.correction == "isotropic",
-        "EVERYWHERE": plan.everywhere,
-    }
+    keys, values, variance = torch.empty(*shape, g.width, **new), torch.empty(*shape, g.width, **new), torch.empty(shape, **new)
+    common = work.flags | {"CORRECT": plan.correction == "isotropic", "EVERYWHERE": plan.everywhere}
     q_tile = min(s.pooled_tile, g.block)
     common |= {"QT": q_tile, "STAGES": s.pooled_stages, "num_warps": s.pooled_warps}
     half = g.block // 2

@@ -13,10 +13,7 @@ from torch import library
 
 from world_r1_kernels.pyramid_attention import launch
 from world_r1_kernels.pyramid_attention.plan import Plan
-from world_r1_kernels.pyramid_attention.tuning import (
-    backward_settings,
-    forward_settings,
-)
+from world_r1_kernels.pyramid_attention.tuning import backward_settings, forward_settings
 
 
 def _plan(
@@ -47,20 +44,7 @@ def _attend(
     causal: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    plan = _plan(
-        q,
-        k,
-        levels.contiguous(),
-        lengths,
-        bnhd,
-        block,
-        rest,
-        sizes,
-        has_rest,
-        everywhere,
-        correction,
-        causal,
-    )
+    plan = _plan(q, k, levels.contiguous(), lengths, bnhd, block, rest, sizes, has_rest, everywhere, correction, causal)
     return launch.forward(q, k, v, plan, scale, forward_settings(q.device, q.shape[-1]), bnhd)
 
 
@@ -97,20 +81,7 @@ def _attend_backward(
     causal: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     q, k, v, grad_out = (x.contiguous() for x in (q, k, v, grad_out))
-    plan = _plan(
-        q,
-        k,
-        levels.contiguous(),
-        lengths,
-        bnhd,
-        block,
-        rest,
-        sizes,
-        has_rest,
-        everywhere,
-        correction,
-        causal,
-    )
+    plan = _plan(q, k, levels.contiguous(), lengths, bnhd, block, rest, sizes, has_rest, everywhere, correction, causal)
     settings = backward_settings(q.device, q.shape[-1])
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     return launch.backward(q, k, v, out, lse, grad_out, grad_lse, plan, scale, settings, bnhd)
@@ -118,12 +89,7 @@ def _attend_backward(
 
 @_attend_backward.register_fake
 def _(
-    grad_out: torch.Tensor,
-    grad_lse: torch.Tensor | None,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    *rest: Any,
+    grad_out: torch.Tensor, grad_lse: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     q, k, v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     return q, k, v
@@ -146,12 +112,7 @@ _attend.register_autograd(_differentiate, setup_context=_remember)
 
 
 def attend(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    plan: Plan,
-    scale: float,
-    bnhd: bool,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan, scale: float, bnhd: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output like q, and log-sum-exp [B, H, Nq] float32; arguments are checked by the caller."""
     return _attend(

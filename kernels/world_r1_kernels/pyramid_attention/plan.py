@@ -54,10 +54,7 @@ class Plan:
     def __post_init__(self) -> None:
         if self.levels.dtype != torch.uint8 or self.levels.ndim != 4:
             raise ValueError(f"levels must be uint8 [B, H, nq, nk], got {self.levels.dtype} {tuple(self.levels.shape)}")
-        expected = (
-            blocks(self.q_length, self.block),
-            blocks(self.k_length, self.block),
-        )
+        expected = (blocks(self.q_length, self.block), blocks(self.k_length, self.block))
         if tuple(self.levels.shape[2:]) != expected:
             raise ValueError(
                 f"levels hold {tuple(self.levels.shape[2:])} blocks, but {self.q_length} queries and {self.k_length} keys in blocks of "
@@ -80,10 +77,7 @@ class Plan:
 
     def check(self) -> Plan:
         """Self, if every entry is legal; ValueError otherwise. Reads the whole map, so it is for tests and for plans from files."""
-        legal = torch.tensor(
-            [0, *self.sizes, *([self.rest] if self.has_rest else [])],
-            device=self.levels.device,
-        )
+        legal = torch.tensor([0, *self.sizes, *([self.rest] if self.has_rest else [])], device=self.levels.device)
         if not torch.isin(self.levels, legal).all():
             raise ValueError(f"levels must be one of {legal.tolist()}, got {torch.unique(self.levels).tolist()}")
         if self.lengths is not None and not ((self.lengths > 0) & (self.lengths <= self.q_length)).all():
@@ -192,30 +186,9 @@ def blocks(length: int, block: int) -> int:
     return -(-length // block)
 
 
-def dense_plan(
-    batch: int,
-    heads: int,
-    q_length: int,
-    k_length: int,
-    *,
-    causal: bool = False,
-    block: int = 128,
-) -> Plan:
+def dense_plan(batch: int, heads: int, q_length: int, k_length: int, *, causal: bool = False, block: int = 128) -> Plan:
     """Every block at level 1: exact attention."""
-    levels = torch.ones(
-        batch,
-        heads,
-        blocks(q_length, block),
-        blocks(k_length, block),
-        dtype=torch.uint8,
-    )
+    levels = torch.ones(batch, heads, blocks(q_length, block), blocks(k_length, block), dtype=torch.uint8)
     return Plan(
-        torch.tril(levels) if causal else levels,
-        q_length,
-        k_length,
-        block,
-        rest=block,
-        sizes=(1,),
-        has_rest=False,
-        causal=causal,
+        torch.tril(levels) if causal else levels, q_length, k_length, block, rest=block, sizes=(1,), has_rest=False, causal=causal
     )

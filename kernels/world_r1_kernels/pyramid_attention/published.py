@@ -19,13 +19,7 @@ PAPER_SHARES: dict[int, float] = {1: 0.10, 2: 0.05, 8: 0.20}
 
 @torch.no_grad()
 def sampled_importance(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    block: int,
-    seed: int,
-    *,
-    normalised: bool = True,
-    scale: float | None = None,
+    q: torch.Tensor, k: torch.Tensor, block: int, seed: int, *, normalised: bool = True, scale: float | None = None
 ) -> torch.Tensor:
     """float32 [B, H, nq, nk]: largest softmax weight between sampled queries and sampled keys of two blocks, rows scaled to sum 1.
 
@@ -70,18 +64,7 @@ def paper_psa(
         levels = torch.where((rank >= first) & (rank < last), level, levels)
         start += shares[level]
     levels = torch.where(rank == 0, 1, levels)
-    return Plan(
-        levels.to(torch.uint8),
-        q.shape[2],
-        k.shape[2],
-        block,
-        block,
-        PYRAMID,
-        False,
-        False,
-        "none",
-        estimator_cost=1 / 32,
-    )
+    return Plan(levels.to(torch.uint8), q.shape[2], k.shape[2], block, block, PYRAMID, False, False, "none", estimator_cost=1 / 32)
 
 
 def asa(
@@ -121,28 +104,12 @@ def asa(
 
 
 @torch.no_grad()
-def binary_top_k(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    density: float = 0.10,
-    *,
-    block: int = 128,
-    scale: float | None = None,
-) -> Plan:
+def binary_top_k(q: torch.Tensor, k: torch.Tensor, density: float = 0.10, *, block: int = 128, scale: float | None = None) -> Plan:
     """The `density` share of key blocks with the largest score of block means for each query block; nothing else is seen."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     means = pool(k.float(), block).mean.repeat_interleave(q.shape[1] // k.shape[1], 1)
     score = scale * pool(q.float(), block).mean @ means.transpose(-1, -2) + block_tokens(k.shape[2], block, k.device).log()
     levels = _rank(score) < max(1, round(density * score.shape[-1]))
     return Plan(
-        levels.to(torch.uint8),
-        q.shape[2],
-        k.shape[2],
-        block,
-        block,
-        (1,),
-        False,
-        False,
-        "none",
-        estimator_cost=0.5 / block**2,
+        levels.to(torch.uint8), q.shape[2], k.shape[2], block, block, (1,), False, False, "none", estimator_cost=0.5 / block**2
     )

@@ -48,11 +48,7 @@ def pool(x: torch.Tensor, group: int) -> Pooled:
 
 
 def attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    plan: Plan,
-    scale: float | None = None,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan, scale: float | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output [B, H, Nq, D] and natural log-sum-exp [B, H, Nq] of q [B, H, Nq, D], k and v [B, Hkv, Nk, D] under `plan`.
 
@@ -66,18 +62,8 @@ def attention(
     for b in range(q.shape[0]):
         n_q, n_k = (q.shape[2], k.shape[2]) if plan.lengths is None else (int(plan.lengths[b]),) * 2
         for h in range(q.shape[1]):
-            one = _one_head(
-                q[b, h, :n_q],
-                k[b, h // group, :n_k],
-                v[b, h // group, :n_k],
-                plan,
-                plan.levels[b, h],
-                scale,
-            )
-            out, lse = (
-                q.new_zeros(q.shape[2], v.shape[-1]),
-                q.new_full((q.shape[2],), -math.inf),
-            )
+            one = _one_head(q[b, h, :n_q], k[b, h // group, :n_k], v[b, h // group, :n_k], plan, plan.levels[b, h], scale)
+            out, lse = q.new_zeros(q.shape[2], v.shape[-1]), q.new_full((q.shape[2],), -math.inf)
             outputs.append(torch.cat([one[0], out[n_q:]]))
             sums.append(torch.cat([one[1], lse[n_q:]]))
     shape = q.shape[:3]
@@ -85,12 +71,7 @@ def attention(
 
 
 def _one_head(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    plan: Plan,
-    levels: torch.Tensor,
-    scale: float,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan, levels: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One sequence, one head: q [Nq, D], levels [nq, nk]."""
     sizes = sorted({*torch.unique(levels).tolist(), *([plan.rest] if plan.everywhere else [])} - {0})
@@ -139,10 +120,7 @@ def check_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan) 
         raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not belong together")
     if q.shape[1] % k.shape[1]:
         raise ValueError(f"{q.shape[1]} query heads are no multiple of {k.shape[1]} key heads")
-    if plan.levels.shape[:2] != q.shape[:2] or (plan.q_length, plan.k_length) != (
-        q.shape[2],
-        k.shape[2],
-    ):
+    if plan.levels.shape[:2] != q.shape[:2] or (plan.q_length, plan.k_length) != (q.shape[2], k.shape[2]):
         raise ValueError(
             f"the plan was made for {tuple(plan.levels.shape[:2])} sequences and heads with {plan.q_length} queries and {plan.k_length} "
             f"keys; got {tuple(q.shape[:2])} with {q.shape[2]} and {k.shape[2]}"

@@ -94,9 +94,7 @@ def make_plan(
     draw = _draw_fast if _fast(q, config, backend) else _draw
     if lengths is not None:
         return _join(
-            [draw(q[b : b + 1, :, :n], k[b : b + 1, :, :n], config, scale) for b, n in enumerate(lengths.tolist())],
-            q,
-            lengths,
+            [draw(q[b : b + 1, :, :n], k[b : b + 1, :, :n], config, scale) for b, n in enumerate(lengths.tolist())], q, lengths
         )
     return draw(q, k, config, scale)
 
@@ -169,14 +167,7 @@ def _join(plans: list[Plan], q: torch.Tensor, lengths: torch.Tensor) -> Plan:
     first = plans[0]
     cost = sum(p.estimator_cost for p in plans) / len(plans)
     length = q.shape[2]
-    return replace(
-        first,
-        levels=levels,
-        q_length=length,
-        k_length=length,
-        lengths=lengths.int().to(q.device),
-        estimator_cost=cost,
-    )
+    return replace(first, levels=levels, q_length=length, k_length=length, lengths=lengths.int().to(q.device), estimator_cost=cost)
 
 
 def _draw(q: torch.Tensor, k: torch.Tensor, config: PyramidConfig, scale: float | None) -> Plan:
@@ -200,17 +191,7 @@ def _draw(q: torch.Tensor, k: torch.Tensor, config: PyramidConfig, scale: float 
         taken = longest_prefix(score, forced, visible, weight, _spendable(n_q, n_k, config)[0])
         levels = torch.where(taken, 1, rest)
     elif config.allocation == "budget":
-        levels = _budget(
-            mass,
-            forced,
-            visible,
-            options,
-            allowed,
-            k,
-            q.shape[1] // k.shape[1],
-            config,
-            n_q,
-        )
+        levels = _budget(mass, forced, visible, options, allowed, k, q.shape[1] // k.shape[1], config, n_q)
     else:
         levels = _ranked(mass, forced, visible, options, allowed, config, rest)
     levels = torch.where(forced, 1, levels)
@@ -223,29 +204,11 @@ def _plan_of(levels: torch.Tensor, n_q: int, n_k: int, config: PyramidConfig) ->
     cost = 0.5 * min(n_q, 8 * blocks(n_q, config.block)) * (-(-n_k // 8)) / (n_q * n_k)
     sizes = tuple(sorted(config.levels))
     rest = config.block if not config.rest else config.rest
-    return Plan(
-        levels,
-        n_q,
-        n_k,
-        config.block,
-        rest,
-        sizes,
-        config.rest != 0,
-        False,
-        config.correction,
-        config.causal,
-        None,
-        cost,
-    )
+    return Plan(levels, n_q, n_k, config.block, rest, sizes, config.rest != 0, False, config.correction, config.causal, None, cost)
 
 
 def importance(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    block: int = 128,
-    scale: float | None = None,
-    *,
-    causal: bool = False,
+    q: torch.Tensor, k: torch.Tensor, block: int = 128, scale: float | None = None, *, causal: bool = False
 ) -> torch.Tensor:
     """float32 [B, H, nq, nk]: estimated share of each query block's attention mass on each key block; rows sum to 1."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -256,10 +219,7 @@ def importance(
         q.float().square().sum(-1, keepdim=True), part
     ).mean  # mean |q|^2, not |mean q|^2: the correction is of the tokens
     log_count = pk.count.float().log()
-    keys, spread = (
-        pk.mean.repeat_interleave(group, 1),
-        pk.variance.sum(-1).repeat_interleave(group, 1),
-    )
+    keys, spread = pk.mean.repeat_interleave(group, 1), pk.variance.sum(-1).repeat_interleave(group, 1)
     c = scale**2 / (2 * q.shape[-1]) * square * spread[:, :, None, :]
     logits = scale * pq.mean @ keys.transpose(-1, -2) + log_count + torch.minimum(c, log_count)
     if causal:
@@ -304,11 +264,7 @@ def _ranges(config: PyramidConfig, length: int) -> list[tuple[int, int]]:
 
 
 def longest_prefix(
-    score: torch.Tensor,
-    forced: torch.Tensor,
-    visible: torch.Tensor,
-    weight: torch.Tensor,
-    budget: int,
+    score: torch.Tensor, forced: torch.Tensor, visible: torch.Tensor, weight: torch.Tensor, budget: int
 ) -> torch.Tensor:
     """Bool like score [..., nq, nk], float32 and not negative: the blocks that `budget` pays for, per head.
 
@@ -372,20 +328,12 @@ def _ranked(
     levels = torch.empty_like(level).scatter_(-1, order, level)
     for size in (8, 4, 2):
         if size in allowed:  # a block that is not similar enough goes down one level, which may forbid it again
-            levels = torch.where(
-                (levels == size) & ~allowed[size],
-                max(s for s in selected if s < size),
-                levels,
-            )
+            levels = torch.where((levels == size) & ~allowed[size], max(s for s in selected if s < size), levels)
     return levels
 
 
 def _quota_levels(
-    order: torch.Tensor,
-    visible: torch.Tensor,
-    options: dict[int, torch.Tensor],
-    config: PyramidConfig,
-    rest: int,
+    order: torch.Tensor, visible: torch.Tensor, options: dict[int, torch.Tensor], config: PyramidConfig, rest: int
 ) -> torch.Tensor:
     """Level of each place in a row's order: as many blocks as the row's budget pays for, the largest masses at the finest level."""
     selected = sorted(config.levels)

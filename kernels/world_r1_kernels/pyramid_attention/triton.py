@@ -39,21 +39,7 @@ def _halve_row(x, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _store_level(
-    ks,
-    vs,
-    squares,
-    KP,
-    VP,
-    BIAS,
-    VAR,
-    row,
-    first,
-    n,
-    SIZE: tl.constexpr,
-    ROWS: tl.constexpr,
-    D: tl.constexpr,
-):
+def _store_level(ks, vs, squares, KP, VP, BIAS, VAR, row, first, n, SIZE: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr):
     """Write means, log2 counts and variances of ROWS groups of SIZE tokens, given their sums; the first group starts at token `first`."""
     g = tl.arange(0, ROWS)
     d = tl.arange(0, D)
@@ -62,16 +48,10 @@ def _store_level(
     mean = ks * inverse[:, None]
     at = (row + g).to(tl.int64)
     tl.store(KP + at[:, None] * D + d[None, :], mean.to(KP.dtype.element_ty))
-    tl.store(
-        VP + at[:, None] * D + d[None, :],
-        (vs * inverse[:, None]).to(VP.dtype.element_ty),
-    )
+    tl.store(VP + at[:, None] * D + d[None, :], (vs * inverse[:, None]).to(VP.dtype.element_ty))
     variance = tl.maximum(squares * inverse - tl.sum(mean * mean, 1), 0.0)
     tl.store(VAR + at, variance)
-    tl.store(
-        BIAS + at,
-        tl.where(count > 0, tl.math.log2(tl.maximum(count, 1).to(tl.float32)), -float("inf")),
-    )
+    tl.store(BIAS + at, tl.where(count > 0, tl.math.log2(tl.maximum(count, 1).to(tl.float32)), -float("inf")))
 
 
 @triton.jit
@@ -94,89 +74,21 @@ def pool_kernel(
     first = j * BK
     k, v, s = _halve(k, BK, D), _halve(v, BK, D), _halve_row(s, BK)
     if L2:
-        _store_level(
-            k,
-            v,
-            s,
-            KP,
-            VP,
-            BIAS,
-            VAR,
-            base + base2 + j * (BK // 2),
-            first,
-            n,
-            2,
-            BK // 2,
-            D,
-        )
+        _store_level(k, v, s, KP, VP, BIAS, VAR, base + base2 + j * (BK // 2), first, n, 2, BK // 2, D)
     k, v, s = _halve(k, BK // 2, D), _halve(v, BK // 2, D), _halve_row(s, BK // 2)
     if L4:
-        _store_level(
-            k,
-            v,
-            s,
-            KP,
-            VP,
-            BIAS,
-            VAR,
-            base + base4 + j * (BK // 4),
-            first,
-            n,
-            4,
-            BK // 4,
-            D,
-        )
+        _store_level(k, v, s, KP, VP, BIAS, VAR, base + base4 + j * (BK // 4), first, n, 4, BK // 4, D)
     k, v, s = _halve(k, BK // 4, D), _halve(v, BK // 4, D), _halve_row(s, BK // 4)
     if L8:
-        _store_level(
-            k,
-            v,
-            s,
-            KP,
-            VP,
-            BIAS,
-            VAR,
-            base + base8 + j * (BK // 8),
-            first,
-            n,
-            8,
-            BK // 8,
-            D,
-        )
+        _store_level(k, v, s, KP, VP, BIAS, VAR, base + base8 + j * (BK // 8), first, n, 8, BK // 8, D)
     k, v, s = _halve(k, BK // 8, D), _halve(v, BK // 8, D), _halve_row(s, BK // 8)
     if REST >= 32:
-        k, v, s = (
-            _halve(k, BK // 16, D),
-            _halve(v, BK // 16, D),
-            _halve_row(s, BK // 16),
-        )
+        k, v, s = _halve(k, BK // 16, D), _halve(v, BK // 16, D), _halve_row(s, BK // 16)
     if REST >= 64:
-        k, v, s = (
-            _halve(k, BK // 32, D),
-            _halve(v, BK // 32, D),
-            _halve_row(s, BK // 32),
-        )
+        k, v, s = _halve(k, BK // 32, D), _halve(v, BK // 32, D), _halve_row(s, BK // 32)
     if REST >= 128:
-        k, v, s = (
-            _halve(k, BK // 64, D),
-            _halve(v, BK // 64, D),
-            _halve_row(s, BK // 64),
-        )
-    _store_level(
-        k,
-        v,
-        s,
-        KP,
-        VP,
-        BIAS,
-        VAR,
-        base + base_rest + j * (BK // REST),
-        first,
-        n,
-        REST,
-        BK // REST,
-        D,
-    )
+        k, v, s = _halve(k, BK // 64, D), _halve(v, BK // 64, D), _halve_row(s, BK // 64)
+    _store_level(k, v, s, KP, VP, BIAS, VAR, base + base_rest + j * (BK // REST), first, n, REST, BK // REST, D)
 
 
 @triton.jit
@@ -321,55 +233,20 @@ def _other_parts(
                 k = r_desc.load([pooled + base_rest + t * TP, 0])
                 v = rv_desc.load([pooled + base_rest + t * TP, 0])
             else:
-                k = tl.load(
-                    KP + at.to(tl.int64)[:, None] * D + d[None, :],
-                    mask=keep[:, None],
-                    other=0.0,
-                )
-                v = tl.load(
-                    VP + at.to(tl.int64)[:, None] * D + d[None, :],
-                    mask=keep[:, None],
-                    other=0.0,
-                )
+                k = tl.load(KP + at.to(tl.int64)[:, None] * D + d[None, :], mask=keep[:, None], other=0.0)
+                v = tl.load(VP + at.to(tl.int64)[:, None] * D + d[None, :], mask=keep[:, None], other=0.0)
             bias = tl.load(BIAS + at, mask=keep, other=-float("inf"))
-            s = correct(
-                tl.dot(q, k.T) * step,
-                bias,
-                tl.load(VAR + at, mask=keep, other=0.0),
-                square,
-                CORRECT,
-            )
+            s = correct(tl.dot(q, k.T) * step, bias, tl.load(VAR + at, mask=keep, other=0.0), square, CORRECT)
             m, norm, acc = _update(s, v, m, norm, acc)
     if PYRAMID:
-        n2, n4, n8 = (
-            tl.load(COUNT + row * 4 + 1),
-            tl.load(COUNT + row * 4 + 2),
-            tl.load(COUNT + row * 4 + 3),
-        )
+        n2, n4, n8 = tl.load(COUNT + row * 4 + 1), tl.load(COUNT + row * 4 + 2), tl.load(COUNT + row * 4 + 3)
         for t in tl.range(0, n2 + (n4 + 1) // 2 + (n8 + 3) // 4, num_stages=STAGES):
-            r, real = pooled_rows(
-                t,
-                n2,
-                n4,
-                n8,
-                LIST + row * nk + tl.load(COUNT + row * 4),
-                base2,
-                base4,
-                base8,
-                BK,
-                BK // 2,
-            )
+            r, real = pooled_rows(t, n2, n4, n8, LIST + row * nk + tl.load(COUNT + row * 4), base2, base4, base8, BK, BK // 2)
             at = (pooled + r).to(tl.int64)
             k = tl.load(KP + at[:, None] * D + d[None, :], mask=real[:, None], other=0.0)
             v = tl.load(VP + at[:, None] * D + d[None, :], mask=real[:, None], other=0.0)
             bias = tl.load(BIAS + at, mask=real, other=-float("inf"))
-            s = correct(
-                tl.dot(q, k.T) * step,
-                bias,
-                tl.load(VAR + at, mask=real, other=0.0),
-                square,
-                CORRECT,
-            )
+            s = correct(tl.dot(q, k.T) * step, bias, tl.load(VAR + at, mask=real, other=0.0), square, CORRECT)
             m, norm, acc = _update(s, v, m, norm, acc)
     if EDGE:
         j = i if CAUSAL else (last - 1) // BK
@@ -383,13 +260,7 @@ def _other_parts(
                 k = tl.load(K + at, mask=c[:, None] < last, other=0.0)
                 v = tl.load(V + at, mask=c[:, None] < last, other=0.0)
                 seen = (c < last)[None, :] & ((c[None, :] <= m_of[:, None]) if CAUSAL else (m_of >= 0)[:, None])
-                m, norm, acc = _update(
-                    tl.where(seen, tl.dot(q, k.T) * step, -float("inf")),
-                    v,
-                    m,
-                    norm,
-                    acc,
-                )
+                m, norm, acc = _update(tl.where(seen, tl.dot(q, k.T) * step, -float("inf")), v, m, norm, acc)
     return m, norm, acc
 
 
@@ -421,11 +292,7 @@ def forward_kernel(
         q_rows = tl.num_programs(2) * n_q * (1 if BNHD else heads)
         q = tl.make_tensor_descriptor(Q, [q_rows, q_ld], [q_ld, 1], [BM, D]).load([q_row + pid * BM, q_col])
     else:
-        q = tl.load(
-            Q + (q_row + m_of).to(tl.int64)[:, None] * q_ld + q_col + d[None, :],
-            mask=m_of[:, None] < last_q,
-            other=0.0,
-        )
+        q = tl.load(Q + (q_row + m_of).to(tl.int64)[:, None] * q_ld + q_col + d[None, :], mask=m_of[:, None] < last_q, other=0.0)
     stat = (b * heads + h).to(tl.int64) * n_q + m_of
     if PHASE == 2:  # the full blocks' output is a running state like any other, with everything at its log-sum-exp
         m = tl.load(PART_LSE + stat, mask=m_of < n_q, other=-float("inf")) * LOG2E
@@ -448,11 +315,7 @@ def forward_kernel(
             q, m, norm, acc, k_desc, v_desc, K, V, LIST + row * nk, n1, scale * LOG2E, k_row, k_col, k_ld,
             D, BK, TN, TMA, STAGES, SPECIALISE,
         )  # fmt: skip
-    lse = tl.where(
-        norm > 0,
-        (m + tl.math.log2(tl.where(norm > 0, norm, 1.0))) / LOG2E,
-        -float("inf"),
-    )
+    lse = tl.where(norm > 0, (m + tl.math.log2(tl.where(norm > 0, norm, 1.0))) / LOG2E, -float("inf"))
     out = acc / tl.where(norm > 0, norm, 1.0)[:, None]
     inside = m_of < last_q
     out = tl.where(inside[:, None], out, 0.0)

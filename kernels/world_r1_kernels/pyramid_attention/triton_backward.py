@@ -18,13 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from world_r1_kernels.pyramid_attention.triton import (
-    EMPTY,
-    LOG2E,
-    correct,
-    origin,
-    pooled_rows,
-)
+from world_r1_kernels.pyramid_attention.triton import EMPTY, LOG2E, correct, origin, pooled_rows
 
 
 @triton.jit
@@ -101,16 +95,8 @@ def grad_q_kernel(
                 k = r_desc.load([pooled + base_rest + t * TP, 0])
                 v = rv_desc.load([pooled + base_rest + t * TP, 0])
             else:
-                k = tl.load(
-                    KP + at.to(tl.int64)[:, None] * D + d[None, :],
-                    mask=keep[:, None],
-                    other=0.0,
-                )
-                v = tl.load(
-                    VP + at.to(tl.int64)[:, None] * D + d[None, :],
-                    mask=keep[:, None],
-                    other=0.0,
-                )
+                k = tl.load(KP + at.to(tl.int64)[:, None] * D + d[None, :], mask=keep[:, None], other=0.0)
+                v = tl.load(VP + at.to(tl.int64)[:, None] * D + d[None, :], mask=keep[:, None], other=0.0)
             bias = tl.load(BIAS + at, mask=keep, other=-float("inf"))
             variance = tl.load(VAR + at, mask=keep, other=0.0)
             s = correct(tl.dot(q, k.T) * step, bias, variance, square, CORRECT)
@@ -121,11 +107,7 @@ def grad_q_kernel(
                 free = square[:, None] * variance[None, :] < bias[None, :]
                 spread += tl.sum(tl.where(free, ds * variance[None, :], 0.0), 1)
     if PYRAMID:
-        n2, n4, n8 = (
-            tl.load(COUNT + row * 4 + 1),
-            tl.load(COUNT + row * 4 + 2),
-            tl.load(COUNT + row * 4 + 3),
-        )
+        n2, n4, n8 = tl.load(COUNT + row * 4 + 1), tl.load(COUNT + row * 4 + 2), tl.load(COUNT + row * 4 + 3)
         for t in tl.range(0, n2 + (n4 + 1) // 2 + (n8 + 3) // 4, num_stages=STAGES):
             r, real = pooled_rows(t, n2, n4, n8, LIST + row * nk + n1, base2, base4, base8, BK, BK // 2)
             at = (pooled + r).to(tl.int64)
@@ -222,11 +204,7 @@ def grad_pooled_kernel(
             inside = m_of < last_q
             keep = valid & (bias > EMPTY)
             if not EVERYWHERE:
-                level = tl.load(
-                    LEVELS + ((b * heads + h) * nq + i).to(tl.int64) * nk + block,
-                    mask=valid,
-                    other=0,
-                )
+                level = tl.load(LEVELS + ((b * heads + h) * nq + i).to(tl.int64) * nk + block, mask=valid, other=0)
                 keep = keep & (level == SIZE)
             if TMA:  # rows past the end are another head's, and get weight 0 from their log-sum-exp
                 q = q_desc.load([q_row + i * BK + (t % SPLIT) * QT, q_col])
@@ -242,10 +220,7 @@ def grad_pooled_kernel(
             seen = tl.where(keep, bias, -float("inf"))
             s = tl.dot(k, q.T) * step
             if CORRECT:
-                s += tl.minimum(
-                    variance[:, None] * (square * LOG2E)[None, :] + seen[:, None],
-                    2 * seen[:, None],
-                )
+                s += tl.minimum(variance[:, None] * (square * LOG2E)[None, :] + seen[:, None], 2 * seen[:, None])
             else:
                 s += seen[:, None]
             p = tl.math.exp2(s - lse[None, :])
@@ -271,19 +246,7 @@ def _spread_values(dv, tokens, n, rows, GRAD_VP, SIZE: tl.constexpr, D: tl.const
 
 
 @triton.jit
-def _spread_keys(
-    dk,
-    k,
-    tokens,
-    n,
-    rows,
-    KP,
-    GRAD_KP,
-    GRAD_VAR,
-    SIZE: tl.constexpr,
-    D: tl.constexpr,
-    CORRECT: tl.constexpr,
-):
+def _spread_keys(dk, k, tokens, n, rows, KP, GRAD_KP, GRAD_VAR, SIZE: tl.constexpr, D: tl.constexpr, CORRECT: tl.constexpr):
     """The same for the keys, through the mean and through the variance."""
     inside = tokens < n
     at = (rows + tokens // SIZE).to(tl.int64)
@@ -358,11 +321,7 @@ def grad_kv_kernel(
         dv = _spread_values(dv, c, last, head + base8, GRAD_VP, 8, D)
     if REST > 0:
         dv = _spread_values(dv, c, last, head + base_rest, GRAD_VP, REST, D)
-    tl.store(
-        GRAD_V + k_at,
-        tl.where(inside_k, dv, 0.0).to(GRAD_V.dtype.element_ty),
-        mask=c[:, None] < n_k,
-    )
+    tl.store(GRAD_V + k_at, tl.where(inside_k, dv, 0.0).to(GRAD_V.dtype.element_ty), mask=c[:, None] < n_k)
     k = tl.load(K + k_at, mask=inside_k, other=0.0)  # again: held through the loop it would not fit into the registers
     dk = dk * scale
     if L2:
@@ -373,8 +332,4 @@ def grad_kv_kernel(
         dk = _spread_keys(dk, k, c, last, head + base8, KP, GRAD_KP, GRAD_VAR, 8, D, CORRECT)
     if REST > 0:
         dk = _spread_keys(dk, k, c, last, head + base_rest, KP, GRAD_KP, GRAD_VAR, REST, D, CORRECT)
-    tl.store(
-        GRAD_K + k_at,
-        tl.where(inside_k, dk, 0.0).to(GRAD_K.dtype.element_ty),
-        mask=c[:, None] < n_k,
-    )
+    tl.store(GRAD_K + k_at, tl.where(inside_k, dk, 0.0).to(GRAD_K.dtype.element_ty), mask=c[:, None] < n_k)

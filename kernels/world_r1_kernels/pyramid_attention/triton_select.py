@@ -36,11 +36,7 @@ def means_kernel(
     ld = heads * D if BNHD else D
     t = i * BLOCK + tl.arange(0, BLOCK)
     d = tl.arange(0, D)
-    x = tl.load(
-        X + (row + t).to(tl.int64)[:, None] * ld + col + d[None, :],
-        mask=t[:, None] < length,
-        other=0.0,
-    ).to(tl.float32)
+    x = tl.load(X + (row + t).to(tl.int64)[:, None] * ld + col + d[None, :], mask=t[:, None] < length, other=0.0).to(tl.float32)
     PER: tl.constexpr = BLOCK // GROUP
     g = tl.arange(0, PER)
     count = tl.minimum(tl.maximum(length - i * BLOCK - g * GROUP, 0), GROUP)
@@ -90,11 +86,7 @@ def score_kernel(
         top = tl.max(s, 2)
         total = top + tl.math.log2(tl.sum(tl.math.exp2(s - top[:, :, None]), 2))
         j = t * NB + tl.arange(0, NB)
-        tl.store(
-            SCORE + q_at[:, None] * nk + j[None, :],
-            total,
-            mask=(r[:, None] < q_rows) & (j[None, :] < nk),
-        )
+        tl.store(SCORE + q_at[:, None] * nk + j[None, :], total, mask=(r[:, None] < q_rows) & (j[None, :] < nk))
 
 
 @triton.jit
@@ -119,11 +111,7 @@ def mass_kernel(
     row = head * nq + i
     visible = (j < nk) & (j <= i) if CAUSAL else j < nk
     count = tl.minimum(tl.maximum(n_q - i * BLOCK - r * (BLOCK // 8), 0), BLOCK // 8).to(tl.float32)
-    s = tl.load(
-        SCORE + (row * 8 + r)[:, None] * nk + j[None, :],
-        mask=visible[None, :],
-        other=-1.0e30,
-    )
+    s = tl.load(SCORE + (row * 8 + r)[:, None] * nk + j[None, :], mask=visible[None, :], other=-1.0e30)
     p = tl.math.exp2(s - tl.max(s, 1)[:, None])
     p = p * (count / tl.sum(count, 0) / tl.sum(p, 1))[:, None]
     mass = tl.where(visible, tl.sum(p, 0), 0.0)
@@ -155,12 +143,7 @@ def mass_kernel(
         score = (mass * mass) * rank
         key = tl.where(visible, tl.where(forced, FORCED, score.to(tl.int32, bitcast=True)), -1)
         tl.store(KEY + row * nk + j, key, mask=j < nk)
-        tl.atomic_add(
-            HIST + head * 4096 + (key >> 20),
-            _weights(i, j, n_q, n_k, BLOCK, REST, DROP),
-            mask=key >= 0,
-            sem="relaxed",
-        )
+        tl.atomic_add(HIST + head * 4096 + (key >> 20), _weights(i, j, n_q, n_k, BLOCK, REST, DROP), mask=key >= 0, sem="relaxed")
 
 
 @triton.jit
@@ -199,26 +182,13 @@ def refine_kernel(
         key = tl.load(KEY + at, mask=j < nk, other=-1)
         weight = _weights(i, j, n_q, n_k, BLOCK, REST, DROP)
         if STEP == 1:
-            tl.atomic_add(
-                hist + 2048 + ((key >> 10) & 1023),
-                weight,
-                mask=(key >= 0) & (key >> 20 == bits),
-                sem="relaxed",
-            )
+            tl.atomic_add(hist + 2048 + ((key >> 10) & 1023), weight, mask=(key >= 0) & (key >> 20 == bits), sem="relaxed")
         elif STEP == 2:
-            tl.atomic_add(
-                hist + 3072 + (key & 1023),
-                weight,
-                mask=(key >= 0) & (key >> 10 == bits),
-                sem="relaxed",
-            )
+            tl.atomic_add(hist + 3072 + (key & 1023), weight, mask=(key >= 0) & (key >> 10 == bits), sem="relaxed")
         else:
             level = tl.where((key > bits) | (key == FORCED), 1, 0 if DROP else REST)
             tl.store(LEVELS + at, tl.where(key >= 0, level, 0).to(tl.uint8), mask=j < nk)
-            tl.store(
-                TIES + head * nq + i,
-                tl.sum(tl.where((key == bits) & (key != FORCED), weight, 0), 0),
-            )
+            tl.store(TIES + head * nq + i, tl.sum(tl.where((key == bits) & (key != FORCED), weight, 0), 0))
 
 
 @triton.jit
@@ -327,35 +297,10 @@ def select_levels(
         per = max(1, nq * heads * batch // 512)
         for step in (1, 2, 3):
             refine_kernel[(-(-nq // per), heads, batch)](
-                key,
-                hist,
-                levels,
-                ties,
-                state,
-                budget,
-                heads,
-                n_q,
-                n_k,
-                nq,
-                nk,
-                **constants,
-                ROWS=per,
-                STEP=step,
-                num_warps=4,
+                key, hist, levels, ties, state, budget, heads, n_q, n_k, nq, nk, **constants, ROWS=per, STEP=step, num_warps=4
             )
         ties_kernel[(nq, heads, batch)](
-            key,
-            levels,
-            ties,
-            state,
-            heads,
-            n_q,
-            n_k,
-            nq,
-            nk,
-            **constants,
-            WIDTH_Q=_power_of_two(nq),
-            num_warps=1,
+            key, levels, ties, state, heads, n_q, n_k, nq, nk, **constants, WIDTH_Q=_power_of_two(nq), num_warps=1
         )
     return Selection(levels, mass, rank)
 

@@ -103,13 +103,7 @@ BACKWARD_CANDIDATES: dict[str, tuple[dict[str, int], ...]] = {
         )
     ),
     "pooled": tuple(
-        {
-            "pooled_tile": tile,
-            "pooled_warps": warps,
-            "rest_tile": rest,
-            "splits": splits,
-            "pooled_stages": stages,
-        }
+        {"pooled_tile": tile, "pooled_warps": warps, "rest_tile": rest, "splits": splits, "pooled_stages": stages}
         for rest, tile, warps, splits, stages in (
             (128, 64, 8, 16, 2),
             (64, 64, 4, 16, 2),
