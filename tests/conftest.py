@@ -14,12 +14,6 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("world-r1")
-    group.addoption("--reward", action="append", default=[], help='hold this reward to the contract too: "module:Class"')
-    group.addoption("--probe", action="append", default=[], help='hold this probe to the contract too: "module:Class"')
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return

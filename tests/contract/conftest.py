@@ -26,10 +26,6 @@ _load_worlds()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    shipped = {
-        "reward_name": ["reconstruction", "trajectory", "motion", "guard", "quality", "meta_view", "constant"],
-        "probe_name": ["flow_ba", "statistics", "critic", "novel_view", "frame_critic"],
-    }
-    for argument, option in (("reward_name", "--reward"), ("probe_name", "--probe")):
-        if argument in metafunc.fixturenames:
-            metafunc.parametrize(argument, [*shipped[argument], *metafunc.config.getoption(option)])
+    from world_r1_rewards.contract.names import parametrize
+
+    parametrize(metafunc, always_shipped=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -49,7 +50,7 @@ def worlds_clips() -> list[Clip]:
 
 def test_the_contract_covers_what_runs_from_a_checkout() -> None:
     rewards = {name for name in available(SCORES) if runs_here(name, SCORES, Reward)}
-    assert rewards >= {"reconstruction", "trajectory", "motion", "guard", "quality", "meta_view", "constant"}
+    assert rewards >= {"reconstruction", "trajectory", "motion", "guard", "quality", "meta_view", "constant", "consistency"}
     assert {name for name in available(PROBES) if runs_here(name, PROBES, Probe)} >= {
         "flow_ba", "statistics", "critic", "novel_view", "frame_critic",
     }  # fmt: skip
@@ -59,29 +60,18 @@ def test_anyone_can_run_the_contract_on_a_reward_of_their_own(tmp_path: Path) ->
     """In a process and a folder of its own, as a user would; the second reward breaks two rules."""
     (tmp_path / "acme.py").write_text(ACME, encoding="utf-8")
 
-    def run(name: str) -> str:
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "--pyargs",
-            "world_r1_rewards.contract",
-            "--reward",
-            f"acme:{name}",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-        ]
-        if "world_r1_rewards.contract.plugin" not in {point.value for point in entry_points(group="pytest11")}:
-            command += ["-p", "world_r1_rewards.contract.plugin"]  # a checkout that was installed before the entry point was there
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
-
-    assert " passed" in (good := run("Sharpness")), good
-    assert "failed" not in good
-    bad = run("Careless")
-    assert "never_fails" in bad
-    assert "deterministic" in bad
-    assert "2 failed" in bad, bad
+    command = [sys.executable, "-m", "pytest", "--pyargs", "world_r1_rewards.contract", "-q", "-rA", "-p", "no:cacheprovider"]
+    command += ["--reward", "acme:Sharpness", "--reward", "acme:Careless"]
+    if "world_r1_rewards.contract.plugin" not in {point.value for point in entry_points(group="pytest11")}:
+        command += ["-p", "world_r1_rewards.contract.plugin"]  # a checkout that was installed before there was an entry point
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
+    failed = re.findall(r"^FAILED \S+::test_(\S+?)\[(\S+)\]", said, re.M)
+    passed = re.findall(r"^PASSED \S+::test_(\S+?)\[acme:Sharpness\]", said, re.M)
+    assert sorted(failed) == [
+        ("a_reward_gives_a_finite_number_or_a_reason_and_never_fails", "acme:Careless"),
+        ("a_reward_is_deterministic_and_blind_to_its_neighbours", "acme:Careless"),
+    ], said
+    assert len(passed) == 6, said
 
 
 def test_an_unknown_option_is_an_error() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from world_r1.reward import Probe
+from world_r1.reward import Degenerate, Probe
 from world_r1.types import Clip
 from world_r1_rewards.probes._critic import DEFAULT, load_critic
 
@@ -33,9 +33,9 @@ class Critic(Probe):
         for members in sizes.values():
             try:
                 scores = self.critic.score(np.stack([clips[i].video for i in members]), [clips[i].prompt.text for i in members])
-            except ValueError as error:  # this size is not the critic's; clips of other sizes go on
+            except ValueError as error:  # this size cannot be judged; clips of other sizes go on
                 for i in members:
-                    results[i] = error
+                    results[i] = Degenerate(str(error))
                 continue
             for row, i in enumerate(members):
                 results[i] = {"quality_critic": {name: float(values[row]) for name, values in scores.items()}}
