@@ -326,6 +326,20 @@ def test_answers_are_cached_by_content(endpoint: Endpoint, tmp_path: Any) -> Non
     assert len(endpoint.requests) == 4
 
 
+def test_frames_are_encoded_once_for_all_questions_about_them(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    from world_r1_rewards.judges import openai
+
+    encoded: list[int] = []
+    monkeypatch.setattr(openai, "encode", lambda frame, image, real=openai.encode: (encoded.append(1), real(frame, image))[1])
+    asked, frames = judge(endpoint), question(frames=3).frames
+    questions = [Question(frames, (0.0, 0.5, 1.0), "You grade.", f"Question {i}", DIGITS) for i in range(5)]
+    assert all(isinstance(item, Answer) for item in asked.ask(questions))
+    assert len(encoded) == 3
+    assert all(isinstance(item, Answer) for item in asked.ask(questions))
+    assert len(encoded) == 3, "not at all when the answer is known"
+    assert len({body["messages"][1]["content"][-1]["text"] for _, _, body in endpoint.requests}) == 5
+
+
 def test_failures_are_not_cached(endpoint: Endpoint) -> None:
     endpoint.misdeeds = [status(400)]
     asked = judge(endpoint)

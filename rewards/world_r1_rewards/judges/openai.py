@@ -97,18 +97,17 @@ class OpenAIJudge(Judge):
 
     def _answer(self, question: Question, pictures: _Pictures) -> Answer | Exception:
         try:
-            messages = self._messages(question, pictures.of(question.frames))
             try:
-                return self._from_logprobs(question, messages)
+                return self._from_logprobs(question, pictures)
             except NoLogprobs:
                 if self.without_logprobs == "fail":
                     raise
-                return self._from_votes(question, messages)
+                return self._from_votes(question, pictures)
         except JudgeError as error:
             return error
 
-    def _from_logprobs(self, question: Question, messages: list[dict[str, Any]]) -> Answer:
-        reply, known = self._complete(messages, self._one_token(question))
+    def _from_logprobs(self, question: Question, pictures: _Pictures) -> Answer:
+        reply, known = self._complete(question, pictures, self._one_token(question))
         if not reply["top"]:
             raise NoLogprobs(
                 f"{self.model} at {self.base_url} gave no log-probs; serve it with them, or set without_logprobs: vote"
@@ -116,8 +115,8 @@ class OpenAIJudge(Judge):
         found = answers.read(reply["top"], question.choices, min_mass=self.min_mass, said=reply["text"])
         return self._made(question, found, [(reply, known)])
 
-    def _from_votes(self, question: Question, messages: list[dict[str, Any]]) -> Answer:
-        replies = [self._complete(messages, self._vote(question, i)) for i in range(self.votes)]
+    def _from_votes(self, question: Question, pictures: _Pictures) -> Answer:
+        replies = [self._complete(question, pictures, self._vote(question, i)) for i in range(self.votes)]
         votes = [_voted(reply["text"], question.choices) for reply, _ in replies]
         return self._made(question, answers.vote(votes, question.choices), replies)
 
@@ -135,25 +134,22 @@ class OpenAIJudge(Judge):
         }
         return Answer(*found, details, self.model)
 
-    def _complete(self, messages: list[dict[str, Any]], body: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        """(what is needed of the reply, whether it came from the cache) for a request body and its messages."""
-        body = {"model": self.model, **body, **self.extra, "messages": messages}
-        data = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
+    def _complete(self, question: Question, pictures: _Pictures, body: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        """(what is needed of the reply, whether it came from the cache) for a request body without its messages."""
+        body = {"model": self.model, **body, **self.extra}
 
         def send() -> dict[str, Any]:
             if self.budget is not None and self.totals["cost"] >= self.budget:
                 raise OverBudget(f"the judge has spent {self.totals['cost']:.4g} of its budget of {self.budget:g}")
-            reply = self.wire.post(data)
+            whole = {**body, "messages": self._messages(question, pictures.of(question.frames))}
+            reply = self.wire.post(json.dumps(whole, separators=(",", ":"), ensure_ascii=False).encode())
             self._add(requests=1, attempts=reply.attempts)
-            spent = _usage(reply.data)
-            self._add(
-                input_tokens=spent[0],
-                output_tokens=spent[1],
-                cost=self._cost({"input_tokens": spent[0], "output_tokens": spent[1]}),
-            )
-            return _essence(reply.data, spent)
+            found = _usage(reply.data)
+            self._add(**found, cost=self._cost(found))
+            return {**_essence(reply.data), **found}
 
-        return self.cache.get(key_of(self.base_url, data), send)
+        texts = json.dumps([self.base_url, self.image, body, question.system, question.text, question.times, question.frames.shape])
+        return self.cache.get(key_of(texts, question.frames.tobytes()), send)
 
     def _one_token(self, question: Question) -> dict[str, Any]:
         body: dict[str, Any] = {"temperature": 0, "seed": 0, "logprobs": True, "top_logprobs": self.top_logprobs}
@@ -215,7 +211,7 @@ class _Pictures:
 
 def encode(frame: np.ndarray, image: str) -> str:
     """A [H, W, 3] uint8 sRGB frame as a data URL; "jpeg" is at quality 95."""
-    flags = [cv2.IMWRITE_JPEG_QUALITY, 95] if image == "jpeg" else [cv2.IMWRITE_PNG_COMPRESSION, 3]
+    flags = [cv2.IMWRITE_JPEG_QUALITY, 95] if image == "jpeg" else [cv2.IMWRITE_PNG_COMPRESSION, 1]
     ok, data = cv2.imencode(".jpg" if image == "jpeg" else ".png", np.ascontiguousarray(frame[..., ::-1]), flags)
     if not ok:
         raise ValueError(f"a frame of shape {frame.shape} and type {frame.dtype} cannot be written as {image}")
@@ -231,8 +227,8 @@ def _headers(api_key_env: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-def _essence(data: Mapping[str, Any], spent: tuple[float, float]) -> dict[str, Any]:
-    """Text, first-token log-probs and usage of a completion. Raises `Refused`, or `JudgeError` for a reply of another shape."""
+def _essence(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Text and first-token log-probs of a completion. Raises `Refused`, or `JudgeError` for a reply of another shape."""
     try:
         choice = data["choices"][0]
         message = choice["message"]
@@ -245,14 +241,15 @@ def _essence(data: Mapping[str, Any], spent: tuple[float, float]) -> dict[str, A
         raise Refused(f"the judge refused: {str(refusal or 'content filter')[:200]}")
     if not isinstance(text, str) or any(math.isnan(log_prob) for _, log_prob in top):
         raise JudgeError("the reply is no chat completion (its text is no text, or a log-prob is NaN)")
-    return {"text": text[:200], "top": top, "input_tokens": spent[0], "output_tokens": spent[1]}
+    return {"text": text[:200], "top": top}
 
 
-def _usage(data: Mapping[str, Any]) -> tuple[float, float]:
+def _usage(data: Mapping[str, Any]) -> dict[str, float]:
+    """Tokens that the server says it read and wrote; 0 where it says nothing that makes sense."""
     usage = data.get("usage")
     counts = [usage.get(name) if isinstance(usage, Mapping) else None for name in ("prompt_tokens", "completion_tokens")]
-    first, second = (float(count) if isinstance(count, int | float) and count >= 0 else 0.0 for count in counts)
-    return first, second
+    read, written = (float(count) if isinstance(count, int | float) and 0 <= count < 1e9 else 0.0 for count in counts)
+    return {"input_tokens": read, "output_tokens": written}
 
 
 def _voted(text: str, choices: Sequence[str]) -> str | None:
