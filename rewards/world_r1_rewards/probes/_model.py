@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -120,7 +121,10 @@ def load_state(model: torch.nn.Module, path: str) -> None:
 
         state = load_file(file)
     elif file.suffix in (".pt", ".pth"):
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"{file} holds more than tensors and would have to be executed to be read; it is not") from error
     else:
         raise ValueError(f"weights must be a .safetensors, .pt or .pth file, got {file.name}")
     lacking = model.load_state_dict(state, strict=False)

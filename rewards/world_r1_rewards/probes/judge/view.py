@@ -15,7 +15,8 @@ from world_r1_rewards.judges.frames import Sampling
 
 
 class View(Probe):
-    """Gives "novel_view_critic": {quality, fidelity} in [0, 1] for the reward `meta_view`, and "view_judgement": {rubric: Opinion}.
+    """Gives "novel_view_critic": {quality, fidelity} in [0, 1] for the reward `meta_view`, and "view_judgement" with
+    the Opinion behind each.
 
     Options: `transport` "openai" or "transformers", `judge` its options; `quality`, `fidelity` rubrics of a view, by name or path;
     `pixels`, `min_pixels` of `judges.frames.Sampling`. The rubrics hold the requested motion: no kind of motion is bad by itself.
@@ -48,7 +49,7 @@ class View(Probe):
             if isinstance(item, Exception):
                 results.append(item)
             else:
-                levels = [item[rubric.name].answer.level for rubric in self.rubrics]
-                critic = dict(zip(("quality", "fidelity"), levels, strict=True))
-                results.append({"novel_view_critic": critic, "view_judgement": item})
+                judged = {name: item[rubric.name] for name, rubric in zip(("quality", "fidelity"), self.rubrics, strict=True)}
+                critic = {name: opinion.answer.level for name, opinion in judged.items()}
+                results.append({"novel_view_critic": critic, "view_judgement": judged})
         return results
