@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,4 +34,10 @@ class MetaView(Reward):
 
     def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
         parts, motion = evidence["novel_view_critic"], motion_gate(clip, evidence["geometry"])
-        return self.ok(motion * (parts["quality"] * parts["fidelity"]) ** 0.5, motion=motion, **parts)
+        score = self.ok(motion * (parts["quality"] * parts["fidelity"]) ** 0.5, motion=motion, **parts)
+        # There if the critic is a vision-language model, whose rubrics belong to the score.
+        judged = evidence.get("view_judgement", {})
+        versions = {name: opinion.rubric for name, opinion in judged.items()}
+        if judged:
+            versions["model"] = judged["quality"].answer.model
+        return replace(score, versions=versions)
