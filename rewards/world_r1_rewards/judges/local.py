@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -40,8 +42,8 @@ class TransformersJudge(Judge):
         max_tokens: int = 16_384,
         attention: str = "sdpa",
     ) -> None:
-        net, processor = load(model, revision, device, dtype, attention)
-        self._take(net, processor, model, batch, input, answer_prefix, min_mass, max_tokens)
+        self.loaded = load(model, revision, device, dtype, attention)
+        self._take(self.loaded.net, self.loaded.processor, model, batch, input, answer_prefix, min_mass, max_tokens)
 
     @classmethod
     def of(cls, net: Any, processor: Any, name: str, **options: Any) -> TransformersJudge:
@@ -190,12 +192,34 @@ class TransformersJudge(Judge):
         return ""
 
 
-def load(model: str, revision: str | None, device: str, dtype: str, attention: str) -> tuple[Any, Any]:
-    """(model in eval mode on its device, processor). ImportError names the extra that is missing."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+@dataclass(frozen=True)
+class Loaded:
+    """A model in eval mode on its device, and its processor. Frozen: several judges of a process may hold the same one."""
 
+    net: Any
+    processor: Any
+
+
+_LOADED: WeakValueDictionary[tuple[str | None, ...], Loaded] = WeakValueDictionary()
+
+
+def load(model: str, revision: str | None, device: str, dtype: str, attention: str) -> Loaded:
+    """Model and processor, shared by everyone in this process who asks for the same ones and freed with the last of them.
+
+    ImportError names the extra that is missing, ValueError a dtype that is none.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    key = (model, revision, device, dtype, attention)
+    found = _LOADED.get(key)
+    if found is None:
+        found = _LOADED[key] = _load(model, revision, device, dtype, attention)
+    return found
+
+
+def _load(model: str, revision: str | None, device: str, dtype: str, attention: str) -> Loaded:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
     kind = ("bfloat16" if device.startswith("cuda") else "float32") if dtype == "auto" else dtype
     if not isinstance(getattr(torch, kind, None), torch.dtype):
         raise ValueError(f"judge: dtype is auto or a torch name such as bfloat16, got {dtype!r}")
@@ -210,7 +234,7 @@ def load(model: str, revision: str | None, device: str, dtype: str, attention: s
     net = AutoModelForImageTextToText.from_pretrained(
         model, revision=revision, dtype=getattr(torch, kind), attn_implementation=attention
     )
-    return net.to(device).eval(), processor
+    return Loaded(net.to(device).eval(), processor)
 
 
 def choice_ids(tokenizer: Any, choices: tuple[str, ...]) -> dict[str, list[int]]:
