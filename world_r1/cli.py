@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from world_r1 import __version__
+from world_r1.cli_rewards import app as rewards_app
 
 if TYPE_CHECKING:
     from world_r1.config import Config
@@ -34,7 +35,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     **PLAIN,  # type: ignore[arg-type]
 )
-rewards_app = typer.Typer(help="List and check rewards, score a video.", **PLAIN)  # type: ignore[arg-type]
 prompts_app = typer.Typer(help="Prompt sets.", **PLAIN)  # type: ignore[arg-type]
 blockworld_app = typer.Typer(help="The embedded world and its model.", **PLAIN)  # type: ignore[arg-type]
 bench_app = typer.Typer(help="Timings on this machine.", **PLAIN)  # type: ignore[arg-type]
@@ -166,51 +166,6 @@ def doctor(as_json: AsJson = False) -> None:
     from world_r1.doctor import main as examine
 
     raise typer.Exit(examine(as_json=as_json))
-
-
-@rewards_app.command("list")
-def rewards_list(as_json: AsJson = False) -> None:
-    """List the shipped rewards and probes."""
-    from world_r1.inspection import plugins, show
-
-    show(plugins(), as_json)
-
-
-@rewards_app.command("check")
-def rewards_check(
-    name: Annotated[str, typer.Argument(help='A shipped name, or "module:Class" from anywhere on the path.')],
-    config: ConfigFile = None,
-    as_json: AsJson = False,
-) -> None:
-    """Hold a reward against the contract, on a real render.
-
-    With --config the reward gets the options and probes that the file gives it. Exit code 1 if a rule is broken.
-    """
-    from world_r1.config import load
-    from world_r1.inspection import check_reward, rewards_config, show
-
-    settings = rewards_config([name]) if config is None else load(config).rewards
-    if name not in [entry.name for entry in settings.rewards]:
-        raise ValueError(f"{config} has no reward {name!r}; it has {', '.join(entry.name for entry in settings.rewards)}")
-    findings = check_reward(name, settings)
-    show(findings, as_json)
-    raise typer.Exit(int(not all(finding["ok"] for finding in findings)))
-
-
-@rewards_app.command("score")
-def rewards_score(
-    video: Annotated[Path, typer.Argument(help="A video file.")],
-    prompt: Annotated[str, typer.Option(help="What the video was asked to show, camera command included.")] = "",
-    reward: Annotated[list[str] | None, typer.Option(help="A reward by name; repeat for more. Instead of --config.")] = None,
-    config: ConfigFile = None,
-    as_json: AsJson = False,
-) -> None:
-    """Score a video, every part shown; what cannot be measured says why."""
-    from world_r1.config import load
-    from world_r1.inspection import score_video, settings_for, show, verdict_rows
-
-    rewards, camera = settings_for(None if config is None else load(config), reward or [])
-    show(verdict_rows(score_video(video, prompt, rewards, camera)), as_json)
 
 
 @prompts_app.command("stats")

@@ -25,6 +25,8 @@ EXTRAS = {
     "open3d": "pip install 'world-r1[open3d]'",
     "triton": "pip install 'world-r1[triton]'",
     "wandb": "pip install 'world-r1[wandb]'",
+    "fastapi": "pip install 'world-r1[gateway]'",
+    "uvicorn": "pip install 'world-r1[gateway]'",
     "torchvision": "pip install 'world-r1[judge]'",
 }
 

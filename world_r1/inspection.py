@@ -1,10 +1,10 @@
-"""Looking at the parts by hand: which rewards there are, whether one keeps its contract, what a video scores, what a prompt set holds."""
+"""Looking at the parts by hand: which rewards there are, what a video scores, what a prompt set holds."""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,30 +13,63 @@ from typing import Any
 
 import numpy as np
 
+from world_r1.command import CameraPlan, CameraTextError, parse_plan
 from world_r1.config import CameraConfig, Config, RewardConfig, RewardsConfig, VideoConfig
 from world_r1.reward import PROBES, SCORES, Probe, Reward, Rubric, available, load, registered
-from world_r1.types import Clip, Prompt, Score, Verdict
+from world_r1.types import Clip, Prompt, Verdict
 
 
 def plugins() -> list[dict[str, str]]:
-    """The shipped probes and rewards, each with what it needs, what it gives and the first sentence of its documentation."""
+    """The shipped and the registered rewards and probes, each with what it says of itself, and whether it can run here ("state").
+
+    Keys: kind, name, needs, gives (a probe's evidence, a reward's parts), extra, weights, licence, state, about.
+    """
     rows = []
     for package, base, kind in ((SCORES, Reward, "reward"), (PROBES, Probe, "probe")):
-        for name in available(package):
-            found: Any = load(name, package, base)
-            gives = ", ".join(getattr(found, "gives", ()))
+        for name in [*available(package), *registered(base)]:
+            try:
+                found: Any = load(name, package, base)
+            except Exception as error:  # somebody's plug-in may fail to import in any way; the others are still to be shown
+                reason = f"cannot be loaded: {type(error).__name__}: {error}"
+                rows.append({**dict.fromkeys(COLUMNS, ""), "kind": kind, "name": name, "state": reason, "about": ""})
+                continue
+            given = getattr(found, "gives", ()) if kind == "probe" else found.parts
             rows.append(
-                {"kind": kind, "name": name, "needs": ", ".join(found.needs), "gives": gives, "about": _first_sentence(found)}
+                {
+                    "kind": kind,
+                    "name": name,
+                    "needs": ", ".join(found.needs),
+                    "gives": ", ".join(given),
+                    "extra": found.extra,
+                    "weights": found.weights,
+                    "licence": found.licence,
+                    "state": found.lacks() or _weights_state(found.weights),
+                    "about": _first_sentence(found),
+                }
             )
     return rows
 
 
-def rewards_config(names: Sequence[str]) -> RewardsConfig:
-    """Rewards by name with weight 1 and probes that give what they need: of several, one that can run here, without weights if possible.
+#: What `plugins` says of each, in the order of the table.
+COLUMNS = ("kind", "name", "needs", "gives", "extra", "weights", "licence", "state")
+
+
+def _weights_state(weights: str) -> str:
+    """ "ready", or that weights on the hub are not in the cache of this machine (nothing is fetched)."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", weights):
+        return "ready"
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = Path(HF_HUB_CACHE) / f"models--{weights.replace('/', '--')}"
+    return "ready" if any(folder.glob("snapshots/*/*")) else "weights not here yet: fetched at first use"
+
+
+def rewards_config(names: Sequence[str], first: Sequence[str] = ()) -> RewardsConfig:
+    """Rewards by name with weight 1 and probes that give what they need: of several, one of `first`, else one that can run here.
 
     Raises ValueError for an unknown name, or a need that no known probe gives.
     """
-    givers = probes_by_gift()
+    givers = probes_by_gift(first)
     wanted = [need for name in names for need in load(name, SCORES, Reward).needs]  # type: ignore[attr-defined]
     probes: dict[str, dict[str, Any]] = {}
     while wanted:
@@ -66,68 +99,53 @@ def probes_by_gift(first: Sequence[str] = ()) -> dict[str, str]:
     return givers
 
 
-def score_video(path: Path, prompt: str, rewards: RewardsConfig, camera: CameraConfig) -> Verdict:
-    """All scores of a video file. The commanded path follows from the prompt, at the video's own length and size.
+def read_clip(path: Path, prompt: str, camera: CameraConfig) -> Clip:
+    """A video file with its prompt. The commanded path follows from the prompt, at the video's own length and size.
 
     Raises ValueError for a file that is no video, OSError for one that cannot be opened.
     """
     from world_r1.camera import trajectory_for
     from world_r1.video import read_mp4
 
-    rubric = Rubric(rewards)
     video, fps = read_mp4(path)
     frames, height, width, _ = video.shape
     size = VideoConfig(frames=frames, height=height, width=width, fps=fps)
-    clip = Clip(path.stem, video, Prompt(path.stem, prompt), trajectory_for(prompt, size, camera), fps)
-    return rubric.judge([clip])[0]
+    return Clip(path.stem, video, Prompt(path.stem, prompt), trajectory_for(prompt, size, camera), fps)
 
 
-def check_reward(name: str, rewards: RewardsConfig) -> list[dict[str, Any]]:
-    """Run one reward on a real render, on a frozen copy of it and on a grey clip, and hold it against the contract.
-
-    `rewards` has the reward and its probes. Returns one finding a rule: {"rule", "ok", "detail"}.
-    """
-    (entry,) = [entry for entry in rewards.rewards if entry.name == name]
-    kind: Any = load(name, SCORES, Reward)
-    video = _render()
-    grey = Clip("grey", np.full_like(video.video, 128), video.prompt, video.trajectory, video.fps)
-    frozen = Clip("frozen", np.repeat(video.video[:1], len(video.video), 0), video.prompt, video.trajectory, video.fps)
-    clips = [video, frozen, grey]
-    for clip in clips:
-        clip.video.setflags(write=False)
-    rubric = Rubric(RewardsConfig(rewards=(entry.model_copy(update={"phase": "all", "weight": 1.0}),), probes=rewards.probes))
-    first, again = ([_only(verdict) for verdict in rubric.judge(clips)] for _ in range(2))
-    alone = [_only(rubric.judge([clip])[0]) for clip in clips]
-    said = ", ".join(f"{clip.id} {_said(score)}" for clip, score in zip(clips, first, strict=True))
-    findings = [
-        _finding("says what it measures", bool(inspect.getdoc(kind)), _first_sentence(kind) or "the class has no docstring"),
-        _finding("a real video has a score", first[0].status == "ok", said),
-        _finding("no input makes it fail", all(score.status != "failed" for score in first), said),
-        _finding("the same input has the same score", _same(first, again), said),
-        _finding("a score does not depend on the batch", _same(first, alone), ", ".join(_said(score) for score in alone)),
-        _finding("names itself in the score", all(score.reward == kind.name for score in first), f"name = {kind.name!r}"),
-    ]
-    return findings
+def score_clip(clip: Clip, rewards: RewardsConfig) -> tuple[Verdict, dict[str, Any]]:
+    """All scores of a clip, and the evidence that they were made from, by name."""
+    rubric = Rubric(rewards)
+    evidence, failures, seconds = rubric.observe([clip])
+    verdict, _ = rubric.verdict(clip, evidence[0], failures[0], seconds)
+    return verdict, evidence[0]
 
 
 def prompt_stats(source: str) -> dict[str, Any]:
     """Counts of a prompt set: prompts, kinds, words, distinct texts, camera moves. Raises ValueError for a malformed one."""
-    from world_r1.camera import parse
     from world_r1.prompts import load_prompts
 
     prompts = load_prompts(source)
     words = [len(prompt.text.split()) for prompt in prompts]
-    commands = [parse(prompt.text) for prompt in prompts]
-    moves = Counter(move for command in commands if command for segment in command.segments for move in segment.moves)
+    plans = [_plan(prompt.text) for prompt in prompts]
+    moves = Counter(move for plan in plans if plan for move in plan.names)
     return {
         "prompts": len(prompts),
         "distinct texts": len({prompt.text for prompt in prompts}),
         "kinds": dict(Counter(prompt.kind for prompt in prompts)),
         "words": {"least": min(words), "mean": round(float(np.mean(words)), 1), "most": max(words)},
-        "with a camera command": sum(command is not None for command in commands),
-        "in several segments": sum(command is not None and len(command.segments) > 1 for command in commands),
+        "with a camera command": sum(plan is not None for plan in plans),
+        "in several segments": sum(plan is not None and len(plan.steps) > 1 for plan in plans),
         "moves": dict(moves.most_common()),
     }
+
+
+def _plan(text: str) -> CameraPlan | None:
+    """The camera plan of a text; None too where its command is ambiguous, which `world-r1 prompts check` reports."""
+    try:
+        return parse_plan(text)
+    except CameraTextError:
+        return None
 
 
 def settings_for(config: Config | None, names: Sequence[str]) -> tuple[RewardsConfig, CameraConfig]:
@@ -146,6 +164,17 @@ def verdict_rows(verdict: Verdict) -> list[dict[str, Any]]:
         parts = "  ".join(f"{name} {value:.4g}" for name, value in score.parts.items())
         rows.append({"reward": score.reward, "status": score.status, "value": score.value, "parts": parts, "reason": score.reason})
     return [*rows, {"reward": "total", "status": "", "value": verdict.total, "parts": "", "reason": ""}]
+
+
+def write_findings(video: Path, rows: Sequence[Mapping[str, Any]], evidence: Mapping[str, Any]) -> list[Path]:
+    """Write VIDEO.scores.json and, if there is a reconstruction among the evidence, VIDEO.reconstruction.png next to a video."""
+    written = [video.with_suffix(".scores.json")]
+    written[0].write_text(json.dumps(list(rows), indent=2) + "\n", encoding="utf-8")
+    if "geometry" in evidence:
+        from world_r1.reconstruction_picture import draw
+
+        written.append(draw(video.with_suffix(".reconstruction.png"), evidence["frames"], evidence["geometry"]))
+    return written
 
 
 def show(content: Mapping[str, Any] | Sequence[Mapping[str, Any]], as_json: bool) -> None:
@@ -169,42 +198,6 @@ def show(content: Mapping[str, Any] | Sequence[Mapping[str, Any]], as_json: bool
     for row in content:
         table.add_row(*(escape(_text(value)) for value in row.values()))
     console.print(table)
-
-
-def _render() -> Clip:
-    """A real video with its true camera command: a render of the first held-out scene."""
-    import torch
-
-    from world_r1.blockworld import prompts as blockworld
-    from world_r1.blockworld import scenes
-    from world_r1.camera import trajectory_for
-
-    size, camera = VideoConfig(), CameraConfig()
-    prompt = blockworld.prompts("test", 1)[0]
-    with torch.no_grad():
-        rgb = scenes.render(blockworld.scene_of(prompt), size.height, size.width, 2).rgb[0]
-    video = ((rgb.permute(1, 2, 3, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
-    return Clip("render", video, prompt, trajectory_for(prompt.text, size, camera), size.fps)
-
-
-def _only(verdict: Verdict) -> Score:
-    (score,) = verdict.scores
-    return score
-
-
-def _same(a: Sequence[Score], b: Sequence[Score]) -> bool:
-    def near(x: float | None, y: float | None) -> bool:
-        return x == y or (x is not None and y is not None and abs(x - y) <= 1e-4 * max(1.0, abs(x)))
-
-    return all(x.status == y.status and near(x.value, y.value) for x, y in zip(a, b, strict=True))
-
-
-def _said(score: Score) -> str:
-    return f"{score.value:.4g}" if score.value is not None else f"{score.status} ({score.reason})"
-
-
-def _finding(rule: str, ok: bool, detail: str) -> dict[str, Any]:
-    return {"rule": rule, "ok": ok, "detail": detail}
 
 
 def _first_sentence(found: type) -> str:

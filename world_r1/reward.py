@@ -193,6 +193,11 @@ class Rubric:
 
     def examine(self, clips: Sequence[Clip]) -> list[tuple[Verdict, list[Exception]]]:
         """`judge`, each verdict with the exceptions behind its missing values (those of probes first)."""
+        evidence, failures, seconds = self.observe(clips)
+        return [self.verdict(*item, seconds) for item in zip(clips, evidence, failures, strict=True)]
+
+    def observe(self, clips: Sequence[Clip]) -> tuple[list[dict[str, Any]], list[dict[str, Exception]], dict[str, float]]:
+        """Per clip, what the probes saw and, by name of the evidence that is lacking, why; and seconds a clip by probe."""
         evidence: list[dict[str, Any]] = [{"frames": clip.video} for clip in clips]
         failures: list[dict[str, Exception]] = [{} for _ in clips]
         seconds: dict[str, float] = {}
@@ -205,7 +210,7 @@ class Rubric:
                 else:
                     evidence[i].update(result)
             seconds[name] = (time.perf_counter() - start) / max(1, len(ready))
-        return [self._verdict(*item, seconds) for item in zip(clips, evidence, failures, strict=True)]
+        return evidence, failures, seconds
 
     def applies(self, entry: RewardConfig, clip: Clip) -> bool:
         """Whether a reward counts for a clip: World-R1's phases, switched per sample."""
@@ -221,9 +226,10 @@ class Rubric:
                 needed |= set(other.needs)
         return bool(needed & set(probe.gives))
 
-    def _verdict(
+    def verdict(
         self, clip: Clip, evidence: Mapping[str, Any], failures: Mapping[str, Exception], seconds: Mapping[str, float]
     ) -> tuple[Verdict, list[Exception]]:
+        """The rewards' verdict on what `observe` gave for one clip, with the exceptions behind its missing values."""
         errors = list({id(error): error for error in failures.values()}.values())
         applied, scores = self._applied(clip), []
         for entry, reward in applied:

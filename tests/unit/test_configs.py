@@ -11,7 +11,8 @@ from world_r1 import config_docs
 from world_r1.config import Config, ConfigError, load, parse
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.name.startswith("prompts"))  # those are read by test_curation
+#: Those of prompts and of reward pools are no runs; they have tests of their own.
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.name.startswith(("prompts", "rewards")))
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -32,6 +33,32 @@ def test_every_shipped_configuration_names_rewards_and_probes_that_exist(path: P
     from world_r1.reward import Rubric
 
     Rubric(load(path).rewards)
+
+
+def test_the_shipped_pools_give_the_rewards_of_the_main_run() -> None:
+    from world_r1.serving.config import load_pools
+
+    pools = load_pools(ROOT / "configs/rewards.yaml").pools
+    given = [entry.name for pool in pools.values() for entry in pool.rewards.rewards]
+    assert sorted(given) == sorted(entry.name for entry in load(ROOT / "configs/blockworld.yaml").rewards.rewards)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pools: {a: {rewards: {}, gpu: 1}}", "unknown key 'pools.a.gpu'; did you mean 'gpus'"),
+        ("pools: {a: {rewards: {}, replicas: {min: 3, max: 2}}}", "replicas.min=3 is more than replicas.max=2"),
+        ("pools: {a b: {rewards: {}}}", "letters, digits, - and _ only, got 'a b'"),
+        ("pools: {}", "name at least one pool"),
+        ("rewards: {}", "has no section pools"),
+    ],
+)
+def test_a_mistake_in_a_file_of_pools_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    from world_r1.serving.config import load_pools
+
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_pools(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_printed_configuration_is_the_configuration() -> None:

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -85,10 +85,13 @@ def content_hash(clip: Clip) -> str:
     prompt = clip.prompt
     digest.update(repr((clip.video.shape, prompt.id, prompt.text, prompt.kind, float(clip.fps))).encode())
     digest.update(np.ascontiguousarray(clip.video).data)
-    if clip.trajectory is not None:
-        path = clip.trajectory
-        digest.update(repr((tuple(path.size), float(path.depth), path.command, path.c2w.shape)).encode())
-        digest.update(np.ascontiguousarray(path.c2w, np.float32).tobytes() + np.ascontiguousarray(path.K, np.float32).tobytes())
+    for part in fields(clip.trajectory) if clip.trajectory is not None else ():
+        value = getattr(clip.trajectory, part.name)
+        digest.update(f"{part.name}:".encode())
+        if isinstance(value, np.ndarray):
+            digest.update(f"{value.shape}{value.dtype}".encode() + np.ascontiguousarray(value).tobytes())
+        else:
+            digest.update(repr(value).encode())
     return digest.hexdigest()[:32]
 
 
