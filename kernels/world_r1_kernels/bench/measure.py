@@ -133,12 +133,13 @@ def parts(
     """Time every launch by itself."""
     device, width = q.device, q.shape[-1]
     g = launch.Geometry.of(q, k, plan, False)
-    pyramid, listed = launch.pool(k, v, None, g), launch.lists(plan.levels, None, False, g)
+    pyramid = launch.pool(k, v, None, g)
+    listed = launch.lists(plan, pyramid, g)
     out, lse = torch.empty_like(q), torch.empty(q.shape[:3], dtype=torch.float32, device=device)
     settings, scale = tuning.forward_settings(device, width), width**-0.5
     note("select", lambda: make_plan(q, k, config))
     note("pool", lambda: launch.pool(k, v, None, g))
-    note("list", lambda: launch.lists(plan.levels, None, False, g))
+    note("list", lambda: launch.lists(plan, pyramid, g))
     note("kernel", lambda: launch.attend(q, k, v, plan, pyramid, listed, out, lse, scale, settings, g))
     for phase, name in ((1, "kernel, full blocks alone"), (2, "kernel, other parts alone")):
         note(name, lambda phase=phase: launch.attend(q, k, v, plan, pyramid, listed, out, lse, scale, settings, g, (phase,)))  # type: ignore[misc]

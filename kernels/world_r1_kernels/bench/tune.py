@@ -195,7 +195,8 @@ def prepare(kind: str, settings: dict[str, Any], shape: Shape) -> tuple[float, C
     g = launch.Geometry.of(q, k, plan, False)
     scale = shape.width**-0.5
     if kind == "forward":
-        pyramid, listed = launch.pool(k, v, None, g), launch.lists(plan.levels, None, False, g)
+        pyramid = launch.pool(k, v, None, g)
+        listed = launch.lists(plan, pyramid, g)
         out, lse = torch.empty_like(q), torch.empty(q.shape[:3], dtype=torch.float32, device=device)
         chosen = tuning.ForwardSettings(**settings)
 

@@ -73,6 +73,11 @@ class Geometry:
         return power_of_two(max(16, self.nk * self.block // self.rest))
 
     @property
+    def seen_width(self) -> int:
+        """Rest tokens per row of `Lists.seen`: whole tiles of any size."""
+        return -(-self.nk * self.block // self.rest // 128) * 128
+
+    @property
     def pyramid(self) -> bool:
         """Whether any level between 1 and the rest may occur."""
         return len(self.sizes) > 1
@@ -94,10 +99,14 @@ class Pyramid:
 
 @dataclass(frozen=True)
 class Lists:
-    """Key blocks of every query block by level [B, H, nq, nk] and how many of each level [B, H, nq, 4], int32."""
+    """Key blocks of every query block by level [B, H, nq, nk] and how many of each level [B, H, nq, 4], int32.
+
+    `seen` float32 [B, H, nq, seen_width]: log2 count of every rest token that the query block sees, -inf for the others.
+    """
 
     blocks: torch.Tensor
     counts: torch.Tensor
+    seen: torch.Tensor
 
 
 def power_of_two(n: int) -> int:
@@ -123,15 +132,19 @@ def pool(k: torch.Tensor, v: torch.Tensor, lengths: torch.Tensor | None, g: Geom
     return pyramid
 
 
-def lists(levels: torch.Tensor, lengths: torch.Tensor | None, causal: bool, g: Geometry) -> Lists:
-    """The plan's map as lists, for the forward and dQ kernels."""
+def lists(plan: Plan, pyramid: Pyramid, g: Geometry) -> Lists:
+    """The plan's map as lists, for the forward and dQ kernels, and as one bias per rest token."""
+    levels = plan.levels
     blocks = torch.empty(levels.shape, dtype=torch.int32, device=levels.device)
     counts = torch.empty(*levels.shape[:3], 4, dtype=torch.int32, device=levels.device)
+    seen = torch.empty(*levels.shape[:3], g.seen_width if plan.has_rest else 0, dtype=torch.float32, device=levels.device)
     kernels.lists_kernel[(g.nq, g.heads, g.batch)](
-        levels, blocks, counts, levels if lengths is None else lengths, g.heads, g.nq, g.nk, g.n_k,
-        BK=g.block, WIDTH=power_of_two(g.nk), CAUSAL=causal, VARLEN=lengths is not None, num_warps=1,
+        levels, pyramid.bias, blocks, counts, seen, levels if plan.lengths is None else plan.lengths,
+        g.heads, g.group, g.nq, g.nk, g.n_k, g.rows, g.bases[3], g.seen_width,
+        BK=g.block, WIDTH=power_of_two(g.nk), REST=g.rest, RESTS=plan.has_rest, EVERYWHERE=plan.everywhere,
+        CAUSAL=plan.causal, VARLEN=plan.lengths is not None, num_warps=1,
     )  # fmt: skip
-    return Lists(blocks, counts)
+    return Lists(blocks, counts, seen)
 
 
 def transpose(levels: torch.Tensor, size: int, per_tile: int, g: Geometry) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,7 +176,7 @@ def forward(
     """Output like q, and log-sum-exp [B, H, Nq] float32. q, k, v contiguous."""
     g = Geometry.of(q, k, plan, bnhd)
     pyramid = pool(k, v, plan.lengths, g)
-    listed = lists(plan.levels, plan.lengths, plan.causal, g)
+    listed = lists(plan, pyramid, g)
     out = torch.empty_like(q)
     lse = torch.empty(g.batch, g.heads, g.n_q, dtype=torch.float32, device=q.device)
     attend(q, k, v, plan, pyramid, listed, out, lse, scale, settings, g)
@@ -199,20 +212,18 @@ def attend(
         descriptors = [k, v, *pooled]
     if s.specialise:
         triton.set_allocator(_scratch)
-    part = (
-        (out, lse)
-        if phases == (0,)
-        else (torch.empty(*lse.shape, g.width, dtype=torch.float32, device=q.device), torch.empty_like(lse))
-    )
+    part = (out, lse)  # not used by a single launch
+    if phases != (0,):  # 16-bit like the output: a second rounding, which costs less than writing and reading 32 bits
+        part = (torch.empty(*lse.shape, g.width, dtype=q.dtype, device=q.device), torch.empty_like(lse))
     rows = min(s.rows, g.block)
     for phase in phases:
         kernels.forward_kernel[(g.nq * (g.block // rows), g.heads, g.batch)](
             *descriptors, q, k, v, pyramid.keys, pyramid.values, pyramid.bias, pyramid.variance,
-            plan.levels, listed.blocks, listed.counts, plan.levels if plan.lengths is None else plan.lengths, out, lse, *part,
-            scale, g.heads, g.group, g.n_q, g.n_k, g.nq, g.nk, g.rows, *g.bases,
+            plan.levels, listed.blocks, listed.counts, listed.seen, plan.levels if plan.lengths is None else plan.lengths, out, lse,
+            *part, g.seen_width, scale, g.heads, g.group, g.n_q, g.n_k, g.nq, g.nk, g.rows, *g.bases,
             D=g.width, BK=g.block, BM=rows, TN=tile, TP=pooled_tile, REST=g.rest, PYRAMID=g.pyramid, **_parts(plan, g),
             VARLEN=plan.lengths is not None, BNHD=g.bnhd, TMA=s.tma, STAGES=s.stages, SPECIALISE=s.specialise and phase != 2,
-            PHASE=phase, num_warps=s.warps,
+            PHASE=phase, num_warps=s.pooled_warps if phase == 2 else s.warps,
         )  # fmt: skip
 
 
@@ -225,7 +236,6 @@ def _parts(plan: Plan, g: Geometry) -> dict[str, bool]:
     """Which parts of the operator a plan needs."""
     return {
         "RESTS": plan.has_rest,
-        "EVERYWHERE": plan.everywhere,
         "CORRECT": plan.correction == "isotropic",
         "CAUSAL": plan.causal,
         "EDGE": plan.causal or plan.lengths is not None or g.n_k % g.block != 0,
@@ -304,7 +314,7 @@ def prepare_backward(
     """Pyramid, lists and rowsum(dO O) - dLSE."""
     g = Geometry.of(q, k, plan, bnhd)
     pyramid = pool(k, v, plan.lengths, g)
-    listed = lists(plan.levels, plan.lengths, plan.causal, g)
+    listed = lists(plan, pyramid, g)
     delta = torch.empty_like(lse)
     backward_kernels.delta_kernel[(g.nq, g.heads, g.batch)](
         out, grad_out, delta if grad_lse is None else grad_lse, delta, g.heads, g.n_q,
@@ -329,7 +339,8 @@ def grad_q(work: Backward) -> torch.Tensor:
     else:
         sources = [*keys, *pooled]
     backward_kernels.grad_q_kernel[(g.nq * (g.block // rows), g.heads, g.batch)](
-        *sources, *work.sources, work.listed.blocks, work.listed.counts, work.lengths, out, *work.shapes, *g.bases,
+        *sources, *work.sources, work.listed.blocks, work.listed.counts, work.lengths, work.listed.seen, out,
+        g.seen_width, *work.shapes, *g.bases,
         **work.flags | _parts(work.plan, g), BM=rows, TN=tile, TP=pooled_tile, REST=g.rest,
         PYRAMID=g.pyramid, STAGES=s.q_stages, num_warps=s.q_warps,
     )  # fmt: skip
@@ -360,7 +371,7 @@ def grad_pooled(work: Backward) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     new = {"dtype": torch.float32, "device": work.sources[0].device}
     shape = (g.batch, g.kv_heads, g.rows)
     keys, values, variance = torch.empty(*shape, g.width, **new), torch.empty(*shape, g.width, **new), torch.empty(shape, **new)
-    common = work.flags | {"CORRECT": plan.correction == "isotropic", "EVERYWHERE": plan.everywhere}
+    common = work.flags | {"CORRECT": plan.correction == "isotropic"}
     q_tile = min(s.pooled_tile, g.block)
     common |= {"QT": q_tile, "STAGES": s.pooled_stages, "num_warps": s.pooled_warps}
     half = g.block // 2
@@ -369,8 +380,8 @@ def grad_pooled(work: Backward) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
             blocks, counts = transpose(plan.levels, size, size // 2, g)
             count = g.nk * g.block // size
             backward_kernels.grad_pooled_kernel[(blocks.shape[2], g.kv_heads, g.batch)](
-                *work.queries(q_tile), *work.sources, blocks, counts, work.lengths, keys, values, variance,
-                *work.shapes, base, count, g.rows, 0, 1,
+                *work.queries(q_tile), *work.sources, blocks, counts, work.lengths, work.listed.seen, keys, values, variance,
+                g.seen_width, *work.shapes, base, count, g.rows, 0, 1,
                 **common, SIZE=size, TP=half, DENSE=False,
             )  # fmt: skip
     if plan.has_rest:
@@ -380,8 +391,8 @@ def grad_pooled(work: Backward) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
         splits = max(1, min(s.splits, g.nq))
         parts = [torch.empty(splits, g.batch, g.kv_heads, count, *x, **new) for x in ((g.width,), (g.width,), ())]
         backward_kernels.grad_pooled_kernel[(tiles * splits, g.kv_heads, g.batch)](
-            *work.queries(q_tile), *work.sources, plan.levels, plan.levels, work.lengths, *parts,
-            *work.shapes, g.bases[3], count, count, tiles, splits,
+            *work.queries(q_tile), *work.sources, plan.levels, plan.levels, work.lengths, work.listed.seen, *parts,
+            g.seen_width, *work.shapes, g.bases[3], count, count, tiles, splits,
             **common, SIZE=g.rest, TP=tile, DENSE=True,
         )  # fmt: skip
         for total, part in zip((keys, values, variance), parts, strict=True):

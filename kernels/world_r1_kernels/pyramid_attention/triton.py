@@ -93,12 +93,14 @@ def pool_kernel(
 
 @triton.jit
 def lists_kernel(
-    LEVELS, LIST, COUNT, LENGTHS, heads, nq, nk, length,
-    BK: tl.constexpr, WIDTH: tl.constexpr, CAUSAL: tl.constexpr, VARLEN: tl.constexpr,
+    LEVELS, BIAS, LIST, COUNT, SEEN, LENGTHS, heads, group, nq, nk, length, rows, base_rest, width,
+    BK: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr, RESTS: tl.constexpr, EVERYWHERE: tl.constexpr, CAUSAL: tl.constexpr,
+    VARLEN: tl.constexpr,
 ):  # fmt: skip
     """One program a query block: its key blocks by ascending level, within a level by address, and how many of each.
 
-    What the masked step handles (the short last block, the causal diagonal) is not among the full blocks.
+    What the masked step handles (the short last block, the causal diagonal) is not among the full blocks. SEEN gets `width` entries, one a
+    rest token: its log2 count where the query block sees it, -inf where not.
     """
     i, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     n = tl.load(LENGTHS + b) if VARLEN else length
@@ -116,6 +118,15 @@ def lists_kernel(
         total = tl.sum(on.to(tl.int32), 0)
         tl.store(COUNT + row * 4 + e, total)
         start += total
+    if RESTS:
+        pooled = (b * (heads // group) + h // group) * rows + base_rest
+        for first in tl.range(0, width, 128):
+            r = first + tl.arange(0, 128)
+            real = r * REST < nk * BK
+            seen = real
+            if not EVERYWHERE:
+                seen = real & (tl.load(LEVELS + row * nk + r * REST // BK, mask=real, other=0) == REST)
+            tl.store(SEEN + row * width + r, tl.load(BIAS + pooled + r, mask=seen, other=-float("inf")))
 
 
 @triton.jit
@@ -211,10 +222,10 @@ def _full_blocks(
 
 @triton.jit
 def _other_parts(
-    q, m, norm, acc, r_desc, rv_desc, K, V, KP, VP, BIAS, VAR, LEVELS, LIST, COUNT, scale, i, m_of, last, row, nk, pooled,
-    k_row, k_col, k_ld, base2, base4, base8, base_rest,
+    q, m, norm, acc, r_desc, rv_desc, K, V, KP, VP, BIAS, VAR, LEVELS, LIST, COUNT, SEEN, width, scale, i, m_of, last, row, nk,
+            pooled,     k_row, k_col, k_ld, base2, base4, base8, base_rest,
     D: tl.constexpr, BK: tl.constexpr, TN: tl.constexpr, TP: tl.constexpr, REST: tl.constexpr,
-    PYRAMID: tl.constexpr, RESTS: tl.constexpr, EVERYWHERE: tl.constexpr, CORRECT: tl.constexpr, CAUSAL: tl.constexpr,
+    PYRAMID: tl.constexpr, RESTS: tl.constexpr, CORRECT: tl.constexpr, CAUSAL: tl.constexpr,
     EDGE: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Rest tokens, blocks at levels 2, 4, 8, and the short last block or the causal diagonal."""
@@ -225,18 +236,15 @@ def _other_parts(
         groups = i * (BK // REST) if CAUSAL else tl.cdiv(last, REST)
         for t in tl.range(0, tl.cdiv(groups, TP), num_stages=STAGES):
             r = t * TP + tl.arange(0, TP)
-            keep = r < groups
             at = pooled + base_rest + r
-            if not EVERYWHERE:
-                keep = keep & (tl.load(LEVELS + row * nk + r * REST // BK, mask=keep, other=0) == REST)
+            bias = tl.load(SEEN + row * width + r)
             if TMA:
                 k = r_desc.load([pooled + base_rest + t * TP, 0])
                 v = rv_desc.load([pooled + base_rest + t * TP, 0])
             else:
-                k = tl.load(KP + at.to(tl.int64)[:, None] * D + d[None, :], mask=keep[:, None], other=0.0)
-                v = tl.load(VP + at.to(tl.int64)[:, None] * D + d[None, :], mask=keep[:, None], other=0.0)
-            bias = tl.load(BIAS + at, mask=keep, other=-float("inf"))
-            s = correct(tl.dot(q, k.T) * step, bias, tl.load(VAR + at, mask=keep, other=0.0), square, CORRECT)
+                k = tl.load(KP + at.to(tl.int64)[:, None] * D + d[None, :], mask=(r < groups)[:, None], other=0.0)
+                v = tl.load(VP + at.to(tl.int64)[:, None] * D + d[None, :], mask=(r < groups)[:, None], other=0.0)
+            s = correct(tl.dot(q, k.T) * step, bias, tl.load(VAR + at, mask=r < groups, other=0.0), square, CORRECT)
             m, norm, acc = _update(s, v, m, norm, acc)
     if PYRAMID:
         n2, n4, n8 = tl.load(COUNT + row * 4 + 1), tl.load(COUNT + row * 4 + 2), tl.load(COUNT + row * 4 + 3)
@@ -266,14 +274,14 @@ def _other_parts(
 
 @triton.jit
 def forward_kernel(
-    k_desc, v_desc, r_desc, rv_desc, Q, K, V, KP, VP, BIAS, VAR, LEVELS, LIST, COUNT, LENGTHS, OUT, LSE, PART, PART_LSE,
-    scale, heads, group, n_q, n_k, nq, nk, rows, base2, base4, base8, base_rest,
+    k_desc, v_desc, r_desc, rv_desc, Q, K, V, KP, VP, BIAS, VAR, LEVELS, LIST, COUNT, SEEN, LENGTHS, OUT, LSE, PART, PART_LSE,
+    width, scale, heads, group, n_q, n_k, nq, nk, rows, base2, base4, base8, base_rest,
     D: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, TN: tl.constexpr, TP: tl.constexpr, REST: tl.constexpr,
-    PYRAMID: tl.constexpr, RESTS: tl.constexpr, EVERYWHERE: tl.constexpr, CORRECT: tl.constexpr, CAUSAL: tl.constexpr,
+    PYRAMID: tl.constexpr, RESTS: tl.constexpr, CORRECT: tl.constexpr, CAUSAL: tl.constexpr,
     EDGE: tl.constexpr, VARLEN: tl.constexpr, BNHD: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, SPECIALISE: tl.constexpr,
     PHASE: tl.constexpr,
 ):  # fmt: skip
-    """PHASE 0: everything. 1: the full blocks, into PART (float32) and PART_LSE. 2: the other parts, starting from those."""
+    """PHASE 0: everything. 1: the full blocks, into PART and PART_LSE. 2: the other parts, starting from those."""
     pid, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     i = pid // (BK // BM)
     kv = h // group
@@ -298,7 +306,7 @@ def forward_kernel(
         m = tl.load(PART_LSE + stat, mask=m_of < n_q, other=-float("inf")) * LOG2E
         norm = tl.where(m > EMPTY, 1.0, 0.0)
         m = tl.maximum(m, EMPTY)
-        acc = tl.load(PART + stat[:, None] * D + d[None, :], mask=m_of[:, None] < n_q, other=0.0)
+        acc = tl.load(PART + stat[:, None] * D + d[None, :], mask=m_of[:, None] < n_q, other=0.0).to(tl.float32)
     else:
         m = tl.full([BM], EMPTY, tl.float32)
         norm = tl.zeros([BM], tl.float32)
@@ -306,9 +314,9 @@ def forward_kernel(
     pooled = (b * kv_heads + kv) * rows
     if PHASE != 1:
         m, norm, acc = _other_parts(
-            q, m, norm, acc, r_desc, rv_desc, K, V, KP, VP, BIAS, VAR, LEVELS, LIST, COUNT, scale, i, m_of, last, row, nk, pooled,
-            k_row, k_col, k_ld, base2, base4, base8, base_rest,
-            D, BK, TN, TP, REST, PYRAMID, RESTS, EVERYWHERE, CORRECT, CAUSAL, EDGE, TMA, STAGES,
+            q, m, norm, acc, r_desc, rv_desc, K, V, KP, VP, BIAS, VAR, LEVELS, LIST, COUNT, SEEN, width, scale, i, m_of, last, row, nk,
+            pooled, k_row, k_col, k_ld, base2, base4, base8, base_rest,
+            D, BK, TN, TP, REST, PYRAMID, RESTS, CORRECT, CAUSAL, EDGE, TMA, STAGES,
         )  # fmt: skip
     if PHASE != 2:
         m, norm, acc = _full_blocks(
@@ -321,7 +329,7 @@ def forward_kernel(
     out = tl.where(inside[:, None], out, 0.0)
     lse = tl.where(inside, lse, -float("inf"))
     if PHASE == 1:
-        tl.store(PART + stat[:, None] * D + d[None, :], out, mask=m_of[:, None] < n_q)
+        tl.store(PART + stat[:, None] * D + d[None, :], out.to(PART.dtype.element_ty), mask=m_of[:, None] < n_q)
         tl.store(PART_LSE + stat, lse, mask=m_of < n_q)
     else:
         at = (q_row + m_of).to(tl.int64)[:, None] * q_ld + q_col + d[None, :]

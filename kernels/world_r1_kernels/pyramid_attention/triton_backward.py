@@ -51,10 +51,10 @@ def _log2_sum(LSE, at, inside):
 
 @triton.jit
 def grad_q_kernel(
-    k_desc, v_desc, r_desc, rv_desc, Q, K, V, GRAD, KP, VP, BIAS, VAR, LSE, DELTA, LEVELS, LIST, COUNT, LENGTHS, GRAD_Q,
-    scale, heads, group, n_q, n_k, nq, nk, rows, base2, base4, base8, base_rest,
+    k_desc, v_desc, r_desc, rv_desc, Q, K, V, GRAD, KP, VP, BIAS, VAR, LSE, DELTA, LEVELS, LIST, COUNT, LENGTHS, SEEN, GRAD_Q,
+    width, scale, heads, group, n_q, n_k, nq, nk, rows, base2, base4, base8, base_rest,
     D: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, TN: tl.constexpr, TP: tl.constexpr, REST: tl.constexpr,
-    PYRAMID: tl.constexpr, RESTS: tl.constexpr, EVERYWHERE: tl.constexpr, CORRECT: tl.constexpr, CAUSAL: tl.constexpr,
+    PYRAMID: tl.constexpr, RESTS: tl.constexpr, CORRECT: tl.constexpr, CAUSAL: tl.constexpr,
     EDGE: tl.constexpr, VARLEN: tl.constexpr, BNHD: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One program a tile of BM queries; the four parts of the forward, in its order."""
@@ -87,18 +87,15 @@ def grad_q_kernel(
         groups = i * (BK // REST) if CAUSAL else tl.cdiv(last, REST)
         for t in tl.range(0, tl.cdiv(groups, TP), num_stages=STAGES):
             r = t * TP + tl.arange(0, TP)
-            keep = r < groups
             at = pooled + base_rest + r
-            if not EVERYWHERE:
-                keep = keep & (tl.load(LEVELS + row * nk + r * REST // BK, mask=keep, other=0) == REST)
+            bias = tl.load(SEEN + row * width + r)
+            variance = tl.load(VAR + at, mask=r < groups, other=0.0)
             if TMA:
                 k = r_desc.load([pooled + base_rest + t * TP, 0])
                 v = rv_desc.load([pooled + base_rest + t * TP, 0])
             else:
-                k = tl.load(KP + at.to(tl.int64)[:, None] * D + d[None, :], mask=keep[:, None], other=0.0)
-                v = tl.load(VP + at.to(tl.int64)[:, None] * D + d[None, :], mask=keep[:, None], other=0.0)
-            bias = tl.load(BIAS + at, mask=keep, other=-float("inf"))
-            variance = tl.load(VAR + at, mask=keep, other=0.0)
+                k = tl.load(KP + at.to(tl.int64)[:, None] * D + d[None, :], mask=(r < groups)[:, None], other=0.0)
+                v = tl.load(VP + at.to(tl.int64)[:, None] * D + d[None, :], mask=(r < groups)[:, None], other=0.0)
             s = correct(tl.dot(q, k.T) * step, bias, variance, square, CORRECT)
             p = tl.math.exp2(s - lse[:, None])
             ds = p * (tl.dot(grad, v.T) - delta[:, None])
@@ -159,10 +156,10 @@ def grad_q_kernel(
 
 @triton.jit
 def grad_pooled_kernel(
-    q_desc, g_desc, Q, K, V, GRAD, KP, VP, BIAS, VAR, LSE, DELTA, LEVELS, LIST, COUNT, LENGTHS, GRAD_K, GRAD_V, GRAD_VAR,
-    scale, heads, group, n_q, n_k, nq, nk, rows, base, count, out_rows, tiles, splits,
+    q_desc, g_desc, Q, K, V, GRAD, KP, VP, BIAS, VAR, LSE, DELTA, LEVELS, LIST, COUNT, LENGTHS, SEEN, GRAD_K, GRAD_V, GRAD_VAR,
+    width, scale, heads, group, n_q, n_k, nq, nk, rows, base, count, out_rows, tiles, splits,
     D: tl.constexpr, BK: tl.constexpr, TP: tl.constexpr, QT: tl.constexpr, SIZE: tl.constexpr, DENSE: tl.constexpr,
-    CORRECT: tl.constexpr, EVERYWHERE: tl.constexpr, CAUSAL: tl.constexpr, VARLEN: tl.constexpr, BNHD: tl.constexpr,
+    CORRECT: tl.constexpr, CAUSAL: tl.constexpr, VARLEN: tl.constexpr, BNHD: tl.constexpr,
     TMA: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One program TP pooled keys of one level; with DENSE, and one of `splits` stretches of the query blocks."""
@@ -202,10 +199,12 @@ def grad_pooled_kernel(
             i = first + t // SPLIT if DENSE else tl.load(listed + t // SPLIT)
             m_of = i * BK + (t % SPLIT) * QT + tl.arange(0, QT)
             inside = m_of < last_q
-            keep = valid & (bias > EMPTY)
-            if not EVERYWHERE:
-                level = tl.load(LEVELS + ((b * heads + h) * nq + i).to(tl.int64) * nk + block, mask=valid, other=0)
-                keep = keep & (level == SIZE)
+            row = ((b * heads + h) * nq + i).to(tl.int64)
+            if DENSE:
+                seen = tl.load(SEEN + row * width + r)
+            else:
+                level = tl.load(LEVELS + row * nk + block, mask=valid, other=0)
+                seen = tl.where(level == SIZE, bias, -float("inf"))
             if TMA:  # rows past the end are another head's, and get weight 0 from their log-sum-exp
                 q = q_desc.load([q_row + i * BK + (t % SPLIT) * QT, q_col])
                 grad = g_desc.load([q_row + i * BK + (t % SPLIT) * QT, q_col])
@@ -217,7 +216,6 @@ def grad_pooled_kernel(
             lse = _log2_sum(LSE, stat, inside)
             delta = tl.load(DELTA + stat, mask=inside, other=0.0)
             square = tl.sum(q.to(tl.float32) * q.to(tl.float32), 1) * unit
-            seen = tl.where(keep, bias, -float("inf"))
             s = tl.dot(k, q.T) * step
             if CORRECT:
                 s += tl.minimum(variance[:, None] * (square * LOG2E)[None, :] + seen[:, None], 2 * seen[:, None])

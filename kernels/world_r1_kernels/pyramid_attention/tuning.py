@@ -33,7 +33,9 @@ class ForwardSettings:
     specialise: bool = False
     """Warp specialisation of the loop over full blocks."""
     split: bool = False
-    """Pooled part and full blocks as two launches."""
+    """Full blocks and the other parts as two launches."""
+    pooled_warps: int = 8
+    """Warps of the second launch, with `split`."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +62,19 @@ class BackwardSettings:
 FORWARD_CANDIDATES = tuple(
     ForwardSettings(rows, tile, pooled_tile, warps, stages, True, specialise, split)
     for rows, tile, pooled_tile, warps, stages, specialise, split in (
-        (128, 128, 64, 4, 2, True, True),
-        (128, 64, 64, 4, 2, False, False),
-        (128, 64, 64, 8, 3, False, False),
+        (128, 128, 128, 8, 2, False, False),
+        (128, 128, 128, 4, 2, True, True),
         (128, 128, 64, 8, 2, False, False),
-        (128, 64, 64, 4, 2, False, True),
-        (128, 64, 32, 4, 2, False, False),
-        (128, 64, 64, 4, 3, False, False),
-        (64, 64, 64, 4, 3, False, False),
+        (128, 128, 64, 4, 2, True, True),
+        (128, 64, 64, 8, 3, False, False),
+        (64, 128, 128, 4, 2, False, False),
+        (64, 64, 64, 4, 2, False, False),
+        (128, 64, 64, 4, 2, False, False),
+        (128, 64, 128, 4, 2, False, True),
         (64, 128, 64, 4, 2, False, False),
-        (128, 128, 64, 8, 2, False, True),
-        (128, 64, 64, 4, 2, True, True),
-        (128, 64, 64, 8, 2, False, False),
+        (128, 128, 128, 8, 2, False, True),
+        (64, 64, 64, 4, 3, False, False),
+        (128, 64, 128, 8, 2, False, False),
     )
 )
 #: The backward's three parts do not depend on each other's shapes and are tuned one by one.
