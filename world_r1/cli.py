@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from world_r1 import __version__
+from world_r1.cli_prompts import prompts_app
 from world_r1.cli_rewards import app as rewards_app
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     **PLAIN,  # type: ignore[arg-type]
 )
-prompts_app = typer.Typer(help="Prompt sets.", **PLAIN)  # type: ignore[arg-type]
 blockworld_app = typer.Typer(help="The embedded world and its model.", **PLAIN)  # type: ignore[arg-type]
 bench_app = typer.Typer(help="Timings on this machine.", **PLAIN)  # type: ignore[arg-type]
 app.add_typer(rewards_app, name="rewards")
@@ -166,16 +166,6 @@ def doctor(as_json: AsJson = False) -> None:
     from world_r1.doctor import main as examine
 
     raise typer.Exit(examine(as_json=as_json))
-
-
-@prompts_app.command("stats")
-def prompts_stats(
-    source: Annotated[str, typer.Argument(help="A text or JSONL file, or blockworld:SPLIT:COUNT.")], as_json: AsJson = False
-) -> None:
-    """Count prompts, kinds, words and camera commands of a set; a malformed one is an error with its line."""
-    from world_r1.inspection import prompt_stats, show
-
-    show(prompt_stats(source), as_json)
 
 
 @blockworld_app.command("pretrain")

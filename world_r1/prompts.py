@@ -18,19 +18,27 @@ from world_r1.config import Config, PhasesConfig
 from world_r1.types import Kind, Prompt
 
 _FIELDS = ("id", "text", "kind", "attributes")
+#: Further fields of a curated record (`world_r1_prompts.record.Record`), which become attributes.
+_CURATED = ("split", "category", "subcategory", "base", "camera", "source", "licence", "generator", "quality")
+_CURATED_SPLITS = ("train", "dynamic", "test")
 
 
 def load_prompts(source: str, kind: Kind = "rigid") -> list[Prompt]:
-    """Prompts of a text file (one a line), a JSONL file ({"text": ..., "id", "kind", "attributes"}), or "blockworld:SPLIT:COUNT".
+    """Prompts of a text file (one a line), a JSONL file ({"text": ..., "id", "kind", "attributes"}), or a named set.
 
-    `kind` is the kind of prompts that do not say their own. Blank lines are skipped; ids default to "<file>-<line>". Raises ValueError,
-    with the line number, for a missing, empty or malformed source or an id that occurs twice.
+    Named sets: "blockworld:SPLIT:COUNT" (scenes that the embedded world can render) and "world:SPLIT:COUNT" (the shipped text-only set;
+    train, dynamic or test; "world:train" is all of it). Any beginning of the shipped set is balanced. A JSONL file may also hold curated
+    records as `world-r1 prompts build` writes them; their further fields become attributes. `kind` is the kind of prompts that do not say
+    their own. Blank lines are skipped; ids default to "<file>-<line>". Raises ValueError, with the line number, for a missing, empty or
+    malformed source or an id that occurs twice.
     """
     if source.startswith("blockworld:"):
         return _generated(source)
+    if source.startswith("world:"):
+        return _shipped(source)
     path = Path(source)
     if not path.is_file():
-        raise ValueError(f'no prompt file at {source}; give a text or JSONL file, or "blockworld:SPLIT:COUNT"')
+        raise ValueError(f'no prompt file at {source}; give a text or JSONL file, "blockworld:SPLIT:COUNT" or "world:SPLIT:COUNT"')
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -58,6 +66,23 @@ def _generated(source: str) -> list[Prompt]:
     return blockworld.prompts(split, int(count))
 
 
+def _shipped(source: str) -> list[Prompt]:
+    """The first COUNT prompts of a split of the shipped set."""
+    _, split, count = [*source.split(":"), "", ""][:3]
+    if split not in _CURATED_SPLITS or source.count(":") > 2 or (count and (not count.isdigit() or int(count) < 1)):
+        raise ValueError(
+            f'shipped prompts are written "world:SPLIT" or "world:SPLIT:COUNT" with SPLIT one of {", ".join(_CURATED_SPLITS)}, for '
+            f"example world:train:3000; got {source!r}"
+        )
+    from importlib import resources
+
+    file = resources.files("world_r1_prompts") / "data" / f"{split}.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    if count and int(count) > len(lines):
+        raise ValueError(f"{source}: the shipped set has {len(lines)} prompts in {split}; ask for at most so many")
+    return [_from_json(line, "", "rigid", f"{split}.jsonl:{n}") for n, line in enumerate(lines[: int(count or len(lines))], 1)]
+
+
 def _from_text(line: str, name: str, kind: Kind, where: str) -> Prompt:
     return Prompt(name, line.strip(), kind)
 
@@ -69,6 +94,7 @@ def _from_json(line: str, name: str, kind: Kind, where: str) -> Prompt:
         raise ValueError(f'{where}: not a JSON object ({error.msg}); every line must be like {{"text": "..."}}') from error
     if not isinstance(entry, dict):
         raise ValueError(f"{where}: expected a JSON object, got {type(entry).__name__}")
+    curated = {key: entry.pop(key) for key in _CURATED if key in entry} if set(_CURATED) <= set(entry) else {}
     if unknown := sorted(set(entry) - set(_FIELDS)):
         raise ValueError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(_FIELDS)}")
     text, own_kind, attributes = entry.get("text"), entry.get("kind", kind), entry.get("attributes", {})
@@ -78,7 +104,7 @@ def _from_json(line: str, name: str, kind: Kind, where: str) -> Prompt:
         raise ValueError(f'{where}: "kind" must be one of {", ".join(get_args(Kind))}, got {own_kind!r}')
     if not isinstance(attributes, dict):
         raise ValueError(f'{where}: "attributes" must be an object, got {attributes!r}')
-    return Prompt(str(entry.get("id", name)), text.strip(), own_kind, attributes)
+    return Prompt(str(entry.get("id", name)), text.strip(), own_kind, curated | attributes)
 
 
 def phase_at(step: int, config: PhasesConfig) -> Kind:

@@ -1,0 +1,1 @@
+"""The grammar that writes scenes: `english` (words), `lexicon`, `sentences`, `shots` (camera moves), `compose` (prompts)."""
