@@ -122,3 +122,13 @@ class Environment(Reward):
 
     def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
         return self.ok(float(os.environ.get("WORLD_R1_TEST") == "pool"))
+
+
+class Boasts(Reward):
+    """Claims to tell the rigid room from the swim, and scores both alike."""
+
+    name: ClassVar[str] = "tests.cluster.rewards:Boasts"
+    rigid_wins: ClassVar[float] = 0.1
+
+    def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
+        return self.ok(0.5)

@@ -32,7 +32,10 @@ class PoolError(RuntimeError):
 
 
 def up(name: str, config: PoolConfig) -> None:
-    """Start a detached pool; it outlives this process. ValueError if the name is taken, PoolError if its workers do not start."""
+    """Start a detached pool; it outlives this process.
+
+    ValueError if the name is taken, PoolError if its workers do not start or fail the check of `config.check`.
+    """
     if name in names():
         raise ValueError(f"a pool named {name!r} runs already; end it with: world-r1 rewards down {name}")
     actor = ray.remote(PoolServer).options(
@@ -50,6 +53,24 @@ def up(name: str, config: PoolConfig) -> None:
         ray.kill(server)
         cause = error.cause if isinstance(error, RayTaskError) else error
         raise PoolError(f"the pool {name!r} did not start: {first_line(cause)}") from error
+    if config.check and (broken := _broken_claims(name)):
+        ray.kill(server)
+        raise PoolError(
+            f"the pool {name!r} gets no traffic: {'; '.join(broken)} (world-r1 rewards check says more; check: false skips this)"
+        )
+
+
+def _broken_claims(name: str) -> list[str]:
+    """What the workers' rewards claim of a rigid room and swimming textures, and do not hold."""
+    margins = {key: margin for worker in status(name).get("workers", ()) for key, margin in worker.get("claims", {}).items()}
+    if not margins:
+        return []
+    from world_r1.blockworld import specimens
+    from world_r1.reward_check import rigid_wins
+
+    rigid, swim = PoolClient(name).score([specimens.rigid(), specimens.swim()], together=True)
+    findings = rigid_wins(rigid, swim, margins)
+    return [f"{finding['rule']} does not hold ({finding['detail']})" for finding in findings if not finding["ok"]]
 
 
 def down(name: str) -> None:

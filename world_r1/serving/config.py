@@ -50,6 +50,8 @@ class PoolConfig(Strict):
     queue: int = Field(1024, ge=1)
     #: A worker whose process holds more than this is replaced between batches (models that leak).
     recycle_gib: float | None = Field(None, gt=0)
+    #: Before a pool takes traffic, a rigid room must win over swimming textures in every reward that claims so (`Reward.rigid_wins`).
+    check: bool = True
     #: Seconds until a worker has loaded its models.
     patience: float = Field(600.0, gt=0)
 

@@ -5,25 +5,20 @@ Off loopback a token is required. Bodies are bounded while they arrive and again
 
 from __future__ import annotations
 
-import asyncio
-import hmac
 import importlib
 import ipaddress
-import logging
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from world_r1.config import CameraConfig, VideoConfig
-from world_r1.serving.bodies import MP4, NPZ, Limits, Refused, video_of
+from world_r1.serving.bodies import Limits, Refused, video_of
 from world_r1.serving.items import content_hash
 from world_r1.types import Clip, Prompt, Verdict
 
-log = logging.getLogger(__name__)
-
-#: Characters of a prompt, of a token at least, and requests that may be read at once.
-PROMPT, TOKEN, READERS = 4000, 16, 8
+#: Characters of a token at least.
+TOKEN = 16
 
 
 def serve(address: str | None, pools: Sequence[str], *, host: str, port: int, token_file: Path | None, max_bytes: int) -> None:
@@ -35,6 +30,7 @@ def serve(address: str | None, pools: Sequence[str], *, host: str, port: int, to
     from world_r1.serving.client import PoolClient
 
     admin.connect(address)
+    make_app = _package("world_r1.serving.gateway_app").make_app
     app = make_app([PoolClient(name) for name in pools], token=token, limits=Limits(max_bytes))
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_keep_alive=10)
 
@@ -57,56 +53,6 @@ def refuse_open_door(host: str, token: str | None) -> None:
         loopback = False
     if not loopback and token is None:
         raise ValueError(f"--host {host} can be reached from elsewhere: give --token-file, or listen on 127.0.0.1")
-
-
-def make_app(clients: Sequence[Any], *, token: str | None, limits: Limits) -> Any:
-    """The application. `clients` are asked in turn (`PoolClient.score`); their scores are given together."""
-    fastapi = _package("fastapi")
-    app = fastapi.FastAPI(title="world-r1 rewards", version="1", description=__doc__)
-    readers = asyncio.Semaphore(READERS)
-
-    async def allowed(request: fastapi.Request) -> None:  # type: ignore[name-defined]
-        given = request.headers.get("authorization", "")
-        if token is not None and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            raise fastapi.HTTPException(401, "give the header: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
-
-    guard = [fastapi.Depends(allowed)]
-
-    @app.get("/v1/health", summary="Whether the pools answer", dependencies=guard, responses=_errors(401))
-    async def health() -> dict[str, list[str]]:
-        return {"pools": [client.name for client in clients]}
-
-    @app.post(
-        "/v1/score",
-        summary="Score a video",
-        dependencies=guard,
-        responses=_errors(400, 401, 411, 413, 415, 422, 503),
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {media: {"schema": {"type": "string", "format": "binary"}} for media in (NPZ, MP4)},
-            }
-        },
-    )
-    async def score(
-        request: fastapi.Request,  # type: ignore[name-defined]
-        prompt: str = fastapi.Query("", max_length=PROMPT, description="What the video was asked to show"),
-        kind: str = fastapi.Query("rigid", pattern="^(rigid|dynamic)$"),
-        id: str = fastapi.Query("", max_length=128, pattern=r"^[\w.-]*$", description="Comes back with the answer"),
-    ) -> dict[str, Any]:
-        try:
-            async with readers:
-                body = await bounded(request.stream(), request.headers.get("content-length"), limits.body)
-                clip = await asyncio.to_thread(clip_of, body, request.headers.get("content-type", ""), prompt, kind, id, limits)
-            verdicts = [(await asyncio.to_thread(client.score, [clip]))[0] for client in clients]
-        except Refused as refused:
-            raise fastapi.HTTPException(refused.status, str(refused)) from None
-        except RuntimeError as error:  # a pool that is gone or broken
-            log.warning("a pool did not answer: %s", error)
-            raise fastapi.HTTPException(503, "the reward workers do not answer") from None
-        return answer_of(clip, verdicts)
-
-    return app
 
 
 async def bounded(stream: AsyncIterator[bytes], announced: str | None, limit: int) -> bytes:
@@ -150,21 +96,9 @@ def answer_of(clip: Clip, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     return {"id": clip.id, "hash": content_hash(clip), "total": total, "scores": scores}
 
 
-def _errors(*codes: int) -> dict[int | str, dict[str, Any]]:
-    said = {
-        400: "The request is malformed",
-        401: "No token, or a wrong one",
-        411: "The length is missing",
-        413: "Too large",
-        415: "Neither npz nor MP4",
-        422: "Not a video, or a parameter out of range",
-        503: "The workers do not answer",
-    }
-    return {code: {"description": said[code]} for code in codes}
-
-
 def _package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"the gateway needs {name}: pip install 'world-r1[gateway]'", name=name) from error
+        missing = error.name or name
+        raise ImportError(f"the gateway needs {missing}: pip install 'world-r1[gateway]'", name=missing) from error

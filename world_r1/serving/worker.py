@@ -38,7 +38,9 @@ class Worker:
         return self.describe()
 
     def describe(self) -> dict[str, Any]:
-        """Process, node, GPUs, rewards and versions."""
+        """Process, node, GPUs, rewards, what they claim (`reward_check.claims`) and versions."""
+        from world_r1.reward_check import claims
+
         packages = {name for plugin in self._plugins() for name in plugin.packages}
         context = ray.get_runtime_context()
         return {
@@ -46,6 +48,7 @@ class Worker:
             "node": context.get_node_id(),
             "gpus": [str(gpu) for gpu in ray.get_gpu_ids()],
             "rewards": [entry.key for entry, _ in self.rubric.rewards],
+            "claims": claims(self.rubric),
             "memory": resident(),
             "versions": versions(packages),
         }
