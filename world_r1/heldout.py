@@ -33,9 +33,16 @@ METRICS: Mapping[str, Metric] = {
     "plane_sweep": Metric(
         "higher", "3d", "share of the change between frames that one rigid world under the commanded camera explains"
     ),
-    "sampson": Metric("lower", "3d", "distance of point tracks from the best epipolar geometry or homography, px"),
+    "sampson": Metric(
+        "lower",
+        "3d",
+        "distance of point tracks from the best epipolar geometry or homography, px, at most 1 px a track; a lost track counts as 1 px",
+    ),
     "inliers": Metric("higher", "3d", "share of point tracks within 0.5 px of that geometry; lost tracks count as outliers"),
     "forward_backward": Metric("lower", "3d", "distance between a point and itself tracked forth and back, px"),
+    "sampson_kept": Metric(
+        "lower", "reference", "the same over the tracks that survive alone, which a clip that loses tracks flatters"
+    ),
     "camera": Metric("higher", "guard", "agreement of the observed motion with the commanded camera, -1 to 1"),
     "motion": Metric("higher", "guard", "median displacement per frame, px"),
     "sharpness": Metric("higher", "guard", "standard deviation of the Laplacian"),
@@ -48,6 +55,9 @@ FROZEN = 0.25
 _INLIER = 0.5
 _LOST = 1.5
 _CAP = 3.0
+#: Residuals in px count up to here, and a lost track counts so much (the truncated cost of MSAC; Torr and Zisserman, 2000).
+_TRUNCATION = 1.0
+_EPIPOLAR = ("sampson", "sampson_kept", "inliers")
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,7 @@ def measure(video: np.ndarray, trajectory: Trajectory | None) -> Measurement:
 def _track_metrics(
     gray: np.ndarray, trajectory: Trajectory | None, values: dict[str, float | None], missing: dict[str, str]
 ) -> None:
-    names = ("motion", "forward_backward", "sampson", "inliers", "camera")
+    names = ("motion", "forward_backward", *_EPIPOLAR, "camera")
     try:
         tracks = track(gray)
     except ValueError as error:
@@ -126,9 +136,9 @@ def _track_metrics(
         if not lost and motion < FROZEN:
             raise ValueError(f"frozen: the median track moves {motion:.2f} px in {gap} frames")
         values["forward_backward"] = float(np.mean([np.median(t.error) for t in tracks]))
-        values["sampson"], values["inliers"] = epipolar(tracks)
+        values.update(zip(_EPIPOLAR, epipolar(tracks), strict=True))
     except ValueError as error:
-        unknown = [name for name in ("forward_backward", "sampson", "inliers") if values[name] is None]
+        unknown = [name for name in ("forward_backward", *_EPIPOLAR) if values[name] is None]
         missing.update(dict.fromkeys(unknown, str(error)))
     if trajectory is None or not (sweeping.moves(trajectory) or trajectory.zoom is not None):
         missing["camera"] = "the prompt commands no camera motion"
@@ -200,16 +210,19 @@ def _follow(frames: list[np.ndarray], points: np.ndarray) -> tuple[np.ndarray, n
     return current.reshape(-1, 2), held
 
 
-def epipolar(tracks: list[Tracks]) -> tuple[float, float]:
-    """(mean Sampson residual in px, inlier share) over all pairs of frames.
+def epipolar(tracks: list[Tracks]) -> tuple[float, float, float]:
+    """(mean Sampson residual in px, the same of surviving tracks alone, inlier share) over all pairs of frames.
 
     Per pair the better of a fundamental matrix and a homography counts (pure rotation has no fundamental matrix). Residuals are
-    capped at 3 px; tracks that were lost are outliers and have no residual. Raises ValueError when no pair has a model.
+    capped at 3 px among survivors, and truncated at 1 px over all, where a lost track counts as 1 px: over survivors alone, a clip whose
+    hard points can no longer be followed would look better than one whose can. Raises ValueError when no pair has a model.
     """
-    residuals, shares = [], []
+    everyone, survivors, shares = [], [], []
     for pair in tracks:
         start, end = pair.start[pair.kept].astype(np.float64), pair.end[pair.kept].astype(np.float64)
+        lost = len(pair.start) - len(start)
         if len(start) < 24:
+            everyone.append(_TRUNCATION)
             shares.append(0.0)
             continue
         models = (_sampson(start, end, cv2.USAC_MAGSAC), _sampson(start, end, cv2.FM_RANSAC), _transfer(start, end))
@@ -217,11 +230,12 @@ def epipolar(tracks: list[Tracks]) -> tuple[float, float]:
         if not distances:
             continue
         best = min((np.minimum(distance, _CAP) for distance in distances), key=lambda distance: float(distance.mean()))
-        residuals.append(float(best.mean()))
+        everyone.append(float((np.minimum(best, _TRUNCATION).sum() + lost * _TRUNCATION) / len(pair.start)))
+        survivors.append(float(best.mean()))
         shares.append(float((best < _INLIER).sum() / len(pair.start)))
-    if not residuals:
+    if not survivors:
         raise ValueError("no pair of frames has an epipolar geometry")
-    return float(np.mean(residuals)), float(np.mean(shares))
+    return float(np.mean(everyone)), float(np.mean(survivors)), float(np.mean(shares))
 
 
 def _sampson(start: np.ndarray, end: np.ndarray, method: int) -> np.ndarray | None:

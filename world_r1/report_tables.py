@@ -14,6 +14,7 @@ from world_r1.run_files import Run, read_evaluation
 NAMES = {
     "plane_sweep": "Plane sweep, census",
     "sampson": "Epipolar residual",
+    "sampson_kept": "Epipolar residual of kept tracks",
     "inliers": "Epipolar inliers",
     "forward_backward": "Forward-backward error",
     "camera": "Camera agreement",
