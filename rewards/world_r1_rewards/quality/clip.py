@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from world_r1_rewards.judges.quoting import clean
 from world_r1_rewards.quality import files
 from world_r1_rewards.quality.pixels import square
+from world_r1_rewards.quality.text import harmless
 
 
 class ClipScorer:
@@ -61,7 +61,7 @@ class ClipScorer:
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> tuple[torch.Tensor, list[int]]:
         """[n, D] float32 unit vectors, and how many tokens of each text did not fit and were cut."""
-        plain = [clean(text) for text in texts]
+        plain = [harmless(text, self.tokenizer) for text in texts]
         whole = [len(self.tokenizer.encode(text)) for text in plain]
         inputs = self.tokenizer(plain, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt")
         kept = {name: inputs[name].to(self.net.device) for name in ("input_ids", "attention_mask")}

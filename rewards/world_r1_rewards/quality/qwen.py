@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from world_r1_rewards.judges.quoting import clean
 from world_r1_rewards.quality import files, pixels
 from world_r1_rewards.quality.clip import dtype_of
+from world_r1_rewards.quality.text import harmless
 
 #: Characters of a prompt that are shown at most.
 LIMIT = 2000
@@ -151,13 +151,8 @@ class QwenReward:
         return pixels.patches(normal, self.patch, self.merge, self.temporal)
 
     def _tokens(self, grid: tuple[int, int, int], prompt: str) -> list[int]:
-        """Token ids of the conversation, in the form that Qwen2-VL's own template gives it. ValueError for a prompt with control
-        tokens, which could put a second reward token into the question.
-        """
-        plain = clean(prompt)[:LIMIT]
-        control = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-        if control & set(self.tokenizer.encode(plain, add_special_tokens=False)):
-            raise ValueError("the prompt holds control tokens of the reward model")
+        """Token ids of the conversation, in the form that Qwen2-VL's own template gives it."""
+        plain = harmless(prompt, self.tokenizer, LIMIT)
         pad = "<|video_pad|>" if self.layout.video else "<|image_pad|>"
         count = grid[0] * grid[1] * grid[2] // self.merge**2
         ids = self.tokenizer.encode(
