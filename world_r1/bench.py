@@ -71,6 +71,13 @@ def attention_quality(quick: bool) -> dict[str, Any]:
     return quality.run(quick, transformer, (model.LATENT_CHANNELS, 5, 12, 20), text)
 
 
+def attention_table() -> str:
+    """Put the tables of the attention benchmarks' JSON into kernels/README.md."""
+    from world_r1_kernels.bench import table
+
+    return table.write()
+
+
 def machine(device: str) -> str:
     """The device in words."""
     if device == "cuda":

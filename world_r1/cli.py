@@ -234,6 +234,14 @@ def bench_attention_quality(
     attention_quality(quick)
 
 
+@bench_app.command("attention-table")
+def bench_attention_table() -> None:
+    """Put the attention benchmarks' results, kernels/bench/results/*.json, into the tables of kernels/README.md."""
+    from world_r1.bench import attention_table
+
+    attention_table()
+
+
 def main() -> None:
     """Entry point of the console script."""
     sys.exit(run(sys.argv[1:]))

@@ -32,15 +32,22 @@ REGIMES = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One layer's attention input [1, H, N, D], in compact token order."""
+    """One layer's attention input [1, H, N, D], tokens in raster order of their grid (T, H, W)."""
 
     name: str
+    grid: tuple[int, int, int]
     q: torch.Tensor
     k: torch.Tensor
     v: torch.Tensor
 
+    def ordered(self, kind: str, block: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q, k and v in a token order; attention does not depend on it, plans do."""
+        order = token_order(self.grid, kind, block)
+        q, k, v = (order.apply(x, 2) for x in (self.q, self.k, self.v))
+        return q, k, v
 
-def field_sample(name: str, grid: tuple[int, int, int], width: int = 64, seed: int = 2, order: str = "tiles") -> Sample:
+
+def field_sample(name: str, grid: tuple[int, int, int], width: int = 64, seed: int = 2) -> Sample:
     """One head on a random field of regime `name`: q and k are linear views of one smooth field plus noise, RMS-normed, rotated."""
     regime = REGIMES[name]
     generator = torch.Generator().manual_seed(seed)
@@ -50,8 +57,7 @@ def field_sample(name: str, grid: tuple[int, int, int], width: int = 64, seed: i
     noise = [regime.noise * torch.randn(tokens, width, generator=generator) for _ in range(3)]
     q, k, v = field @ (0.6 * first + 0.4 * second) + noise[0], field @ first + noise[1], field @ third + noise[2]
     q, k = (regime.temperature * _rotate(x / x.square().mean(-1, keepdim=True).sqrt(), grid) for x in (q, k))
-    index = token_order(grid, order).forward
-    return Sample(name, *(x[None, None, index] for x in (q, k, v)))
+    return Sample(name, grid, *(x[None, None] for x in (q, k, v)))
 
 
 def _smooth(x: torch.Tensor, lengths: tuple[float, float, float]) -> torch.Tensor:
@@ -92,7 +98,9 @@ def recorded(
     Starts from noise [1, C, T, H, W] and follows the model's own velocity through `sigmas` (falling), with dense attention.
     """
     layers: dict[int, list[torch.Tensor]] = {}
-    handle = apply_pyramid_attention(transformer, PyramidConfig(block=16), backend="reference")
+    handle = apply_pyramid_attention(transformer, PyramidConfig(block=16), order="raster", backend="reference")
+    patch = transformer.config.patch_size
+    grid = (latent_shape[1] // patch[0], latent_shape[2] // patch[1], latent_shape[3] // patch[2])
 
     def remember(_: Any, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         layers[layer] = [x.transpose(1, 2).float() for x in (q, k, v)]
@@ -104,7 +112,7 @@ def recorded(
         for sigma, following in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
             velocity = transformer(x, torch.tensor([1000 * sigma]), text, return_dict=False)[0]
             for layer, tensors in sorted(layers.items()):
-                yield Sample(f"layer {layer}, sigma {sigma:.2f}", *tensors)
+                yield Sample(f"layer {layer}, sigma {sigma:.2f}", grid, *tensors)
             x = x + (following - sigma) * velocity
     finally:
         handle.remove()

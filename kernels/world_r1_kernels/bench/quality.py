@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,21 @@ from world_r1_kernels.pyramid_attention import Plan, PyramidConfig, make_plan
 from world_r1_kernels.pyramid_attention.published import asa, binary_top_k, paper_psa
 from world_r1_kernels.pyramid_attention.reference import attention
 
-Method = Callable[[torch.Tensor, torch.Tensor, float, int], Plan]
+Draw = Callable[[torch.Tensor, torch.Tensor, float, int], Plan]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a plan is drawn from q, k, a density and a block size, in which token order, and with what part of the usual block."""
+
+    draw: Draw
+    order: str = "tiles"
+    finer: int = 1
+    """The block is the usual one over this."""
+    whole: bool = False
+    """The density asked for includes the estimator's own cost."""
+
+
 #: The PSA paper's mix of levels 1/2/4/8 at density .10, stretched to other densities.
 PAPER_MIX: Mapping[int, float] = {1: 0.05, 2: 0.04, 4: 0.06, 8: 0.12}
 
@@ -32,9 +46,16 @@ def paper_shares(density: float) -> dict[int, float]:
     return {level: share * room for level, share in shares.items()}
 
 
-def ours(**settings: Any) -> Method:
-    """Our plan with these settings."""
-    return lambda q, k, density, block: make_plan(q, k, PyramidConfig(density=density, block=block, **settings))
+def ours(order: str = "tiles", finer: int = 1, whole: bool = False, **settings: Any) -> Method:
+    """Our plan with these settings; rest="fine": `rest_for`."""
+
+    def draw(q: torch.Tensor, k: torch.Tensor, density: float, block: int) -> Plan:
+        spent = make_plan(q, k, PyramidConfig(density=density, block=block)).estimator_cost if whole else 0.0
+        left = density - spent
+        chosen = {**settings, "rest": rest_for(left, block)} if settings.get("rest") == "fine" else settings
+        return make_plan(q, k, PyramidConfig(density=left, block=block, **chosen))
+
+    return Method(draw, order, finer, whole)
 
 
 def rest_for(density: float, block: int) -> int:
@@ -46,20 +67,24 @@ def rest_for(density: float, block: int) -> int:
 
 
 METHODS: dict[str, Method] = {
-    "binary top-k": lambda q, k, density, block: binary_top_k(q, k, density, block=block),
-    "paper PSA": lambda q, k, density, block: paper_psa(q, k, paper_shares(density), block=block),
-    "PSA as coded": lambda q, k, density, block: paper_psa(q, k, paper_shares(density), block=block, normalised=False),
-    "ASA, global tokens": lambda q, k, density, block: asa(
-        q, k, density, energy=1.0, global_group=max(16, block // 4), block=block
+    "binary top-k": Method(lambda q, k, density, block: binary_top_k(q, k, density, block=block)),
+    "paper PSA": Method(lambda q, k, density, block: paper_psa(q, k, paper_shares(density), block=block)),
+    "paper PSA, Hilbert": Method(lambda q, k, density, block: paper_psa(q, k, paper_shares(density), block=block), "hilbert"),
+    "PSA as coded": Method(lambda q, k, density, block: paper_psa(q, k, paper_shares(density), block=block, normalised=False)),
+    "ASA, global tokens": Method(
+        lambda q, k, density, block: asa(q, k, density, energy=1.0, global_group=max(16, block // 4), block=block)
     ),
     "ours: mass, dropped": ours(allocation="quota", rest=0, correction="none"),
     "+ means": ours(allocation="quota", correction="none"),
     "+ correction": ours(allocation="quota"),
     "+ budget": ours(),
     "+ levels": ours(levels=(1, 2, 4, 8)),
-    "+ finer rest": lambda q, k, density, block: ours(levels=(1, 2, 4, 8), rest=rest_for(density, block))(q, k, density, block),
-    "levels 1 only, finer rest": lambda q, k, density, block: ours(rest=rest_for(density, block))(q, k, density, block),
+    "+ finer rest": ours(levels=(1, 2, 4, 8), rest="fine"),
     "diagonal correction": ours(levels=(1, 2, 4, 8), correction="diagonal"),
+    "level 1, finer rest": ours(rest="fine"),
+    "level 1, finer rest, Hilbert": ours("hilbert", rest="fine"),
+    "the same, half blocks": ours("hilbert", 2, rest="fine"),
+    "the same, estimator paid": ours("hilbert", 2, True, rest="fine"),
 }
 
 
@@ -82,7 +107,7 @@ def run(
         sigmas = [1 - i / steps for i in range(steps)]
         samples = list(recorded(transformer, latent_shape, text, sigmas))
         samples = samples[:: max(1, len(samples) // 4)] if quick else samples
-        result["rows"] += measure(samples, (0.3,) if quick else (0.2, 0.3, 0.5), 16, "blockworld")
+        result["rows"] += measure(samples, (0.3,) if quick else (0.15, 0.2, 0.3, 0.5), 32, "blockworld")
         say("blockworld: " + _line(result["rows"], "blockworld"))
     folder = out or results_folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,19 +120,23 @@ def run(
 
 @torch.no_grad()
 def measure(samples: Iterable[Sample], densities: Iterable[float], block: int, source: str) -> list[dict[str, Any]]:
-    """Rows {source, method, density asked, density, error}: relative error of the output, root mean square over the samples."""
+    """Rows {source, method, density asked, density, error}: relative error of the output, root mean square over the samples.
+
+    With several samples also the error of each, by name.
+    """
     samples = list(samples)
-    exact = [scaled_dot_product_attention(s.q, s.k, s.v) for s in samples]
     rows = []
     for asked in densities:
         for name, method in METHODS.items():
             errors, spent, with_estimator = [], [], []
-            for sample, target in zip(samples, exact, strict=True):
-                plan = method(sample.q, sample.k, asked, block)
-                out, _ = attention(sample.q, sample.k, sample.v, plan)
+            for sample in samples:
+                q, k, v = sample.ordered(method.order, block // method.finer)
+                target = scaled_dot_product_attention(q, k, v)
+                plan = method.draw(q, k, asked, block // method.finer)
+                out, _ = attention(q, k, v, plan)
                 errors.append(float((out - target).square().sum() / target.square().sum()))
                 spent.append(plan.attention_density)
-                with_estimator.append(replace(plan).density)
+                with_estimator.append(plan.density)
             rows.append(
                 {
                     "source": source,
@@ -117,6 +146,7 @@ def measure(samples: Iterable[Sample], densities: Iterable[float], block: int, s
                     "with estimator": float(np.mean(with_estimator)),
                     "error": float(np.mean(errors)) ** 0.5,
                     "samples": len(samples),
+                    **({"errors": {s.name: e**0.5 for s, e in zip(samples, errors, strict=True)}} if len(samples) > 1 else {}),
                 }
             )
     return rows
@@ -141,7 +171,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 def _panel(rows: list[dict[str, Any]], title: str) -> np.ndarray:
     import cv2
 
-    height, width, left, top, right, bottom = 560, 520, 60, 40, 500, 330
+    height, width, left, top, right, bottom = 600, 520, 60, 40, 500, 330
     image = np.full((height, width, 3), 255, np.uint8)
     x, y = ([np.log(row[key]) for row in rows] for key in ("density", "error"))
     low_x, high_x, low_y, high_y = min(x) - 0.1, max(x) + 0.1, min(y) - 0.1, max(y) + 0.1
