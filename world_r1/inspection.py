@@ -158,12 +158,16 @@ def settings_for(config: Config | None, names: Sequence[str]) -> tuple[RewardsCo
 
 
 def verdict_rows(verdict: Verdict) -> list[dict[str, Any]]:
-    """One row a score, with its parts, for `show`."""
+    """One row a score, with its parts, for `show`; with what the numbers depend on if any score says so."""
     rows: list[dict[str, Any]] = []
     for score in verdict.scores:
         parts = "  ".join(f"{name} {value:.4g}" for name, value in score.parts.items())
         rows.append({"reward": score.reward, "status": score.status, "value": score.value, "parts": parts, "reason": score.reason})
-    return [*rows, {"reward": "total", "status": "", "value": verdict.total, "parts": "", "reason": ""}]
+    rows.append({"reward": "total", "status": "", "value": verdict.total, "parts": "", "reason": ""})
+    if any(score.versions for score in verdict.scores):
+        for row, versions in zip(rows, [*(score.versions for score in verdict.scores), {}], strict=True):
+            row["versions"] = "  ".join(f"{name} {value}" for name, value in versions.items())
+    return rows
 
 
 def write_findings(video: Path, rows: Sequence[Mapping[str, Any]], evidence: Mapping[str, Any]) -> list[Path]:

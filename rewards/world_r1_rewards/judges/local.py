@@ -43,7 +43,8 @@ class TransformersJudge(Judge):
         attention: str = "sdpa",
     ) -> None:
         self.loaded = load(model, revision, device, dtype, attention)
-        self._take(self.loaded.net, self.loaded.processor, model, batch, input, answer_prefix, min_mass, max_tokens)
+        name = f"{model}@{revision}" if revision else model
+        self._take(self.loaded.net, self.loaded.processor, name, batch, input, answer_prefix, min_mass, max_tokens)
 
     @classmethod
     def of(cls, net: Any, processor: Any, name: str, **options: Any) -> TransformersJudge:
