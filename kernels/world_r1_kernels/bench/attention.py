@@ -39,22 +39,32 @@ def run(
     steps = Steps((out or results_folder()) / name, result, seconds, say)
     steps.say(" ".join(f"{key} {value}" for key, value in result["machine"].items()))
     shapes = QUICK_GPU if quick else SHAPES
+    if quick or not tune:
+        _speeds(shapes, quick, steps, device)
     if tune:
         from world_r1_kernels.bench.tune import tune as find
 
+        result["before tuning"] = {"rows": result["rows"], "checks": result["checks"]}
         for shape in {shape.width: shape for shape in reversed(shapes)}.values():  # the first, smallest shape of every head width
             steps.step(f"tune, width {shape.width}", lambda shape=shape: find(shape, steps, device), needs=60)  # type: ignore[misc]
-    result["checks"] = check(device, steps.say, strict=False)
+        _speeds(shapes, quick, steps, device)
+    steps.say(f"wrote {steps.path}")
+    return result
+
+
+def _speeds(shapes: tuple[Shape, ...], quick: bool, steps: Steps, device: torch.device) -> None:
+    """Check, then time: result["checks"] and result["rows"]."""
+    from world_r1_kernels.bench import measure
+
+    result = steps.result
+    result["checks"], result["rows"] = check(device, steps.say, strict=False), []
     steps.save()
     wrong = [f"{row['case']}, width {row['width']}: {row['error']:.2e}" for row in result["checks"] if not row["right"]]
     if wrong:
         raise RuntimeError(f"the kernels are wrong on this machine ({'; '.join(wrong)}); nothing was timed")
-    from world_r1_kernels.bench import measure
-
     for shape in shapes:
-        measure.shape(shape, (0.10,) if quick else DENSITIES, steps, device)
-    steps.say(f"wrote {steps.path}")
-    return result
+        dense = result.setdefault("dense", {}).setdefault(shape.name, {})
+        measure.shape(shape, (0.10,) if quick else DENSITIES, steps, device, dense)
 
 
 def check(device: torch.device, say: Callable[[str], None] = print, strict: bool = True) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ SPEED: tuple[tuple[str, str], ...] = (
     ("cuDNN forward", "cudnn forward ms"),
     ("FlexAttention, full blocks alone", "flex forward ms"),
     ("ours, all", "forward with everything ms"),
+    ("the same, blocks of 64", "forward with everything, blocks of 64 ms"),
     ("select", "select ms"),
     ("pool, list", "pool, list ms"),
     ("kernel", "kernel ms"),
