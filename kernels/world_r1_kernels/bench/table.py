@@ -69,11 +69,20 @@ def _speed(content: dict[str, Any], name: str) -> str:
         f"Speed on {machine['device']} (torch {machine['torch']}, triton {machine['triton']}, commit {machine['commit']}, "
         f"`{name}`). Milliseconds; random inputs, bfloat16.",
         "",
-        _line(["shape", "density", *(title for title, _ in columns)]),
-        _line(["---"] * (len(columns) + 2)),
+        _line(["shape", "density", "rest", *(title for title, _ in columns)]),
+        _line(["---"] * (len(columns) + 3)),
     ]
     for row in rows:
-        lines.append(_line([row["shape"], f"{row['density']:.2f}", *(_number(row.get(key), key) for _, key in columns)]))
+        lines.append(
+            _line(
+                [
+                    row["shape"],
+                    f"{row['density']:.2f}",
+                    str(row.get("rest", "")),
+                    *(_number(row.get(key), key) for _, key in columns),
+                ]
+            )
+        )
     return "\n".join(lines)
 
 

@@ -26,7 +26,7 @@ from world_r1_kernels.pyramid_attention import PyramidConfig, launch, make_plan,
 #: A candidate that compiles and checks for longer than this is out.
 TIME_LIMIT = 150
 #: The plan that candidates are timed on.
-TIMED = PyramidConfig(density=0.10, rest=32)
+TIMED = PyramidConfig(density=0.10, rest=64)
 #: What a candidate must compute rightly: the timed plan, and every other ingredient.
 CHECKED = (
     (TIMED, 4097),
