@@ -24,6 +24,7 @@ def ray_cluster() -> Iterator[None]:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))  # workers get the driver's path, and so find the rewards of this folder
     ray.init(
+        address="local",
         num_cpus=32,
         include_dashboard=False,
         log_to_driver=False,

@@ -20,20 +20,14 @@ from world_r1.config import RewardConfig, RewardsConfig
 from world_r1.reward import PROBES, SCORES, Probe, Reward, Rubric, available, load
 from world_r1.types import Clip
 
-ACME = '''
+README = (Path(__file__).parents[2] / "rewards/README.md").read_text(encoding="utf-8")
+#: Breaks two rules: it counts its calls, and divides by zero on a blank video.
+CARELESS = '''
 import itertools
-import cv2
 from world_r1.reward import Reward
 
-class Sharpness(Reward):
-    """Variance of the Laplacian of the middle frame, in [0, 1]."""
-    name, needs = "sharpness", ("frames",)
-    def score(self, clip, evidence):
-        frame = cv2.cvtColor(evidence["frames"][len(evidence["frames"]) // 2], cv2.COLOR_RGB2GRAY)
-        return self.ok(min(1.0, cv2.Laplacian(frame, cv2.CV_64F).var() / 1000))
-
 class Careless(Reward):
-    """Counts its calls, and divides by zero on a blank video."""
+    """Any number."""
     name, needs = "careless", ("frames",)
     calls = itertools.count()
     def score(self, clip, evidence):
@@ -57,8 +51,10 @@ def test_the_contract_covers_what_runs_from_a_checkout() -> None:
 
 
 def test_anyone_can_run_the_contract_on_a_reward_of_their_own(tmp_path: Path) -> None:
-    """In a process and a folder of its own, as a user would; the second reward breaks two rules."""
-    (tmp_path / "acme.py").write_text(ACME, encoding="utf-8")
+    """In a process and a folder of its own, as a user would: the example of rewards/README.md, and one that breaks two rules."""
+    (example,) = re.findall(r"```python\n(.*?)```", README.partition("## Your own")[2], re.S)
+    assert len(example.splitlines()) <= 20
+    (tmp_path / "acme.py").write_text(example + CARELESS, encoding="utf-8")
 
     command = [sys.executable, "-m", "pytest", "--pyargs", "world_r1_rewards.contract", "-q", "-rA", "-p", "no:cacheprovider"]
     command += ["--reward", "acme:Sharpness", "--reward", "acme:Careless"]

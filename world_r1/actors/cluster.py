@@ -203,7 +203,7 @@ class Cluster:
             else:
                 # Reservations are logical: one core may carry two busy actors, slowly. GPUs are never invented.
                 cpus = max(os.cpu_count() or 1, int(self._cpus() + 0.999))
-                ray.init(num_cpus=cpus, _system_config=LOCAL, **common)
+                ray.init(address="local", num_cpus=cpus, _system_config=LOCAL, **common)  # not a node that `ray start` left here
         except Exception as error:  # a bare Exception is what Ray raises when its own processes are slow to start
             where = f"join the Ray cluster at {address}" if address else "start a local Ray cluster"
             raise ClusterError(f"cannot {where}: {first_line(error)}") from error

@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--reward", action="append", default=[])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     found = {
         "ids_only": ids_only(options.items),
         "clips_17x96x160": [
