@@ -35,7 +35,7 @@ def shape(shape: Shape, densities: Sequence[float], steps: Steps, device: torch.
             if ms is not None:
                 dense[f"{name} {what} ms"] = ms
                 steps.say(f"{shape.name} {name} {what}: {ms:.3f} ms")
-    for density, rest in ((density, rest) for density in densities for rest in rests_for(density)):
+    for density, rest in [(one, rest) for one in densities for rest in rests_for(one)]:
         row: dict[str, Any] = {"shape": shape.name, "density": density, "rest": rest, **dense}
         steps.result["rows"].append(row)
         steps.step(f"{shape.name} density {density}, rest {rest}", lambda row=row: ours(shape, row, steps, device), needs=20)  # type: ignore[misc]
