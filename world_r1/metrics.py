@@ -20,7 +20,7 @@ def step_row(
 ) -> Row:
     """The row of a step: rewards, failures, advantages' and update's metrics, and the seconds as `time/<part>`."""
     missing = sum(verdict.total is None for group in groups for verdict in group.verdicts)
-    row: Row = {"phase": phase, **rewards(groups), "failure_rate": failure_rate(groups), "failures": missing}
+    row: Row = {"phase": phase, **rewards(groups), "failure_rate": failure_rate(groups), "failures": missing, **versions(groups)}
     row |= {"dropped_groups": int(advantages.get("groups_flat", 0) + advantages.get("groups_few_valid", 0))}
     row |= {key: value for key, value in advantages.items() if key.startswith(("videos", "advantage"))}
     return {**row, **update, **{f"time/{part}": value for part, value in seconds.items()}}
@@ -37,6 +37,17 @@ def rewards(groups: Sequence[Group]) -> dict[str, float]:
         for part, value in score.parts.items():
             columns.setdefault(f"reward/{score.reward}/{part}", []).append(value)
     return {name: fmean(values) for name, values in columns.items() if values}
+
+
+def versions(groups: Sequence[Group]) -> dict[str, str]:
+    """`versions/<name>` of rewards whose scores depend on a model, a rubric or a checkpoint: all that occurred, so a change shows."""
+    found: dict[str, set[str]] = {}
+    for score in _scores(groups):
+        if score.versions:
+            found.setdefault(f"versions/{score.reward}", set()).add(
+                ", ".join(f"{k} {v}" for k, v in sorted(score.versions.items()))
+            )
+    return {name: " | ".join(sorted(texts)) for name, texts in found.items()}
 
 
 def failure_rate(groups: Sequence[Group]) -> float:

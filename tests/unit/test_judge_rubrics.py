@@ -139,6 +139,22 @@ def test_a_changed_file_is_another_rubric(tmp_path: Path) -> None:
     assert RubricFile.load(str(copy)).id != same.id
 
 
+def test_a_shipped_rubric_changes_with_its_version_only() -> None:
+    """Scores of different runs are compared by name and version: after a change of the text, raise the version and list it here."""
+    shipped = {
+        "checklist": (1, "5a7d5006ef9f038e"),
+        "clip_fidelity": (1, "2c625520f5719679"),
+        "clip_motion": (1, "8709a8ba20b8c98b"),
+        "clip_quality": (1, "b9a1a8ed202760d6"),
+        "view_fidelity": (1, "2b9e34bb93818312"),
+        "view_quality": (1, "95f6f2322ed995a2"),
+    }
+    assert set(shipped) == set(rubrics.available())
+    for name, (version, digest) in shipped.items():
+        made = Checklist.load(name) if name == "checklist" else RubricFile.load(name)
+        assert (made.version, made.digest[:16]) == (version, digest), name
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [

@@ -42,6 +42,14 @@ def test_failures_are_counted_with_their_reasons() -> None:
     assert (row["failures"], row["dropped_groups"], row["phase"], row["lr"], row["time/total"]) == (2, 2, "rigid", 0.1, 2.5)
 
 
+def test_what_numbers_depend_on_is_in_the_row() -> None:
+    scores = [Score("judge", "ok", 0.5, versions={"rubric": f"r@1 sha256:{digest}", "model": "m"}) for digest in ("aa", "bb", "aa")]
+    group = Group(PROMPT, ("x", "y", "z"), tuple(Verdict(str(i), 0.5, (score,)) for i, score in enumerate(scores)))
+    row = metrics.step_row("rigid", [group], {}, {}, {})
+    assert row["versions/judge"] == "model m, rubric r@1 sha256:aa | model m, rubric r@1 sha256:bb"
+    assert not [name for name in metrics.step_row("rigid", GROUPS, {}, {}, {}) if name.startswith("versions")]
+
+
 def test_a_mean_over_nothing_is_left_out() -> None:
     lost = [Group(PROMPT, ("x",), (_verdict("x", None, None),))]
     assert metrics.rewards(lost) == {}
