@@ -97,7 +97,8 @@ class TransformersJudge(Judge):
         try:
             return list(self._forward(questions, video, choices))
         except torch.OutOfMemoryError as error:
-            cause: Exception = JudgeError(f"out of memory ({str(error).partition('. ')[0]}); lower pixels or frames")
+            # Without the traceback, which would keep the tensors; still this type, after which a pool replaces its worker.
+            cause: Exception = torch.OutOfMemoryError(f"{str(error).partition('. ')[0]}; lower pixels or frames")
             torch.cuda.empty_cache()
         except JudgeError as error:
             cause = error

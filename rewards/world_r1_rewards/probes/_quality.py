@@ -18,7 +18,7 @@ def cosines(scorer: ClipScorer, choice: FrameChoice, clips: Sequence[Clip]) -> l
             ((values, cut),) = scorer.cosines([choice.of(clip.video)], [clip.prompt.text])
             results.append(preference(values, scorer.versions, cut_tokens=float(cut), scale=scorer.scale))
         except (RuntimeError, ValueError) as error:
-            results.append(error)
+            results.append(error.with_traceback(None))  # which would keep the tensors
     return results
 
 

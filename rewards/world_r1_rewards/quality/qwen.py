@@ -110,7 +110,8 @@ class QwenReward:
         try:
             return list(self._forward(items))
         except torch.OutOfMemoryError as error:
-            cause: Exception = RuntimeError(f"out of memory ({str(error).partition('. ')[0]})")
+            # Without the traceback, which would keep the tensors; still this type, after which a pool replaces its worker.
+            cause: Exception = torch.OutOfMemoryError(str(error).partition(". ")[0])
             torch.cuda.empty_cache()
         except ValueError as error:
             cause = error
