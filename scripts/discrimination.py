@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=24)
     parser.add_argument("--split", choices=sorted(SPLITS), default="held_out")
-    parser.add_argument("--quality", choices=("train", "eval"), default="train", help="settings of flow_ba")
+    parser.add_argument("--quality", choices=("train", "fine", "eval"), default="train", help="settings of flow_ba")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--cache", type=Path, help="folder for one file a scene")
     parser.add_argument("--out", type=Path, required=True)

@@ -53,19 +53,32 @@ def _row(clip: Clip, found: Mapping[str, Any] | Exception, rewards: Sequence[Rew
 
 
 def pose_errors(geometry: Geometry, truth: np.ndarray) -> dict[str, float]:
-    """Errors of the estimated path against the true one [T, 4, 4], both aligned at frame 0 and in scale.
+    """Errors of the estimated path against the true one [T, 4, 4].
 
-    ate: rms position error over the length of the path (0 for commands that only turn); rotation: median angle in degrees.
+    ate: rms position error over the path's length, after the best scale and with frame 0 in common (0 for commands that only turn);
+    rotation: median angle in degrees after the one rotation that fits all frames best; rotation_from_first: with frame 0 in common, so
+    that its error is everyone's.
     """
     estimated = geometry.c2w.astype(np.float64)
     a, b = estimated[:, :3, 3], truth[:, :3, 3].astype(np.float64)
     length = float(np.linalg.norm(np.diff(b, axis=0), axis=1).sum())
     scale = (a * b).sum() / max((a * a).sum(), 1e-12)
     ate = float(np.sqrt(((scale * a - b) ** 2).sum(1).mean()) / length) if length > 1e-3 else 0.0
-    R = estimated[:, :3, :3].transpose(0, 2, 1) @ truth[:, :3, :3]
+    A, B = estimated[:, :3, :3], truth[:, :3, :3].astype(np.float64)
+    u, _, vt = np.linalg.svd(np.einsum("tij,tkj->ik", B, A))
+    fitted = np.einsum("tji,jk,tkl->til", B, u @ vt, A)
+    return {
+        "ate": ate,
+        "rotation": float(np.median(_degrees(fitted))),
+        "rotation_from_first": float(np.median(_degrees(A.transpose(0, 2, 1) @ B)[1:])),
+        "length": length,
+    }
+
+
+def _degrees(R: np.ndarray) -> np.ndarray:
+    """[T] rotation angles, accurate near zero."""
     axis = np.stack([R[:, 2, 1] - R[:, 1, 2], R[:, 0, 2] - R[:, 2, 0], R[:, 1, 0] - R[:, 0, 1]], -1)
-    angles = np.degrees(np.arctan2(np.linalg.norm(axis, axis=-1), np.trace(R, axis1=1, axis2=2) - 1))
-    return {"ate": ate, "rotation": float(np.median(angles[1:])), "length": length}
+    return np.degrees(np.arctan2(np.linalg.norm(axis, axis=-1), np.trace(R, axis1=1, axis2=2) - 1))
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], reward: str) -> dict[str, Any]:
@@ -100,11 +113,12 @@ def accuracy(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Medians and 90th percentiles of the geometry's errors over all clean clips, and CPU seconds a clip."""
     found = [errors for row in rows for errors in row["accuracy"].values()]
     ate = np.array([e["ate"] for e in found if e["length"] > 1e-3])
-    turn = np.array([e["rotation"] for e in found])
+    turn, first = (np.array([e[name] for e in found]) for name in ("rotation", "rotation_from_first"))
     return {
-        "clips": len(found), "ate_median": float(np.median(ate)), "ate_90": float(np.quantile(ate, 0.9)),
-        "rotation_median_deg": float(np.median(turn)), "rotation_90_deg": float(np.quantile(turn, 0.9)),
-        "cpu_seconds": float(np.median([row["seconds"] for row in rows])),
+        "clips": len(found), "ate_median": round(float(np.median(ate)), 5), "ate_90": round(float(np.quantile(ate, 0.9)), 5),
+        "rotation_median_deg": round(float(np.median(turn)), 4), "rotation_90_deg": round(float(np.quantile(turn, 0.9)), 4),
+        "rotation_from_first_median_deg": round(float(np.median(first)), 4),
+        "cpu_seconds": round(float(np.median([row["seconds"] for row in rows])), 3),
     }  # fmt: skip
 
 

@@ -130,7 +130,7 @@ def assemble(clip: Clip, view: View, found: Estimate) -> Geometry:
         inliers=float(good.sum() / count), residual=float((np.minimum(residual, 3.0) * seen).sum() / count),
         coverage=float(tracks.coverage[tracks.used].mean()), link=tracks.link,
         motion=float((moved * seen).sum() / count) / width,
-        straightness=tracks.straightness, translation_share=found.translation_share,
+        straightness=tracks.straightness, detour=tracks.detour, translation_share=found.translation_share,
         relief=found.relief,
         texture=float((tracks.texture > 0.5).mean()),
         correlation=found.scores["correlation"], photometric=found.scores["photometric"],

@@ -44,6 +44,8 @@ class Tracks:
     link: float
     #: |flow over two steps| / (sum of the two steps) over the clip: 1 for smooth motion, about 0.5 for shuffled frames.
     straightness: float
+    #: How far the unused frames lie off the way between their used neighbours, in units of the way: the worst gap. 0 for smooth motion.
+    detour: float
     #: Mean displacement between neighbouring used frames, pixels.
     step: float
 
@@ -120,25 +122,33 @@ def track(grey: np.ndarray, between: np.ndarray, keys: Sequence[int], stride: in
                     break
     steps = [_checked(flows(i, i + 1), flows(i + 1, i), points, upsample) for i in range(count - 1)]
     moved = [float(np.linalg.norm(step[0], axis=-1).mean()) for step in steps]
+    hidden = _hidden(flows, between, points, upsample)
     return Tracks(
         target, mask, used, coverage, _texture(grey, keys, stride),
-        link=min([step[2] for step in steps] + _hidden(flows, between, points, upsample)),
+        link=min([step[2] for step in steps] + [coverage for _, coverage in hidden]),
         straightness=_straightness(flows, moved, points, upsample),
+        detour=_detour([step[0] for step in steps], [half for half, _ in hidden]),
         step=float(np.mean(moved)),
     )  # fmt: skip
 
 
-def _hidden(flows: _Flows, between: np.ndarray, points: np.ndarray, upsample: int) -> list[float]:
-    """Coverage between used frames and the unused frames after them."""
+def _hidden(flows: _Flows, between: np.ndarray, points: np.ndarray, upsample: int) -> list[tuple[np.ndarray, float]]:
+    """Displacement [h, w, 2] and coverage between used frames and the unused frames after them."""
     found = []
     for i, grey in enumerate(between):
         image = flows.enlarge(grey)
-        found.append(
-            _checked(flows.dis.calc(flows.images[i], image, None), flows.dis.calc(image, flows.images[i], None), points, upsample)[
-                2
-            ]
-        )
+        there, back = flows.dis.calc(flows.images[i], image, None), flows.dis.calc(image, flows.images[i], None)
+        moved, _, coverage = _checked(there, back, points, upsample)
+        found.append((moved, coverage))
     return found
+
+
+def _detour(steps: list[np.ndarray], halves: list[np.ndarray]) -> float:
+    """Largest mean distance of an unused frame from the middle of its gap, over the clip's mean half step (`JITTER` added)."""
+    if not halves:
+        return 0.0
+    way = np.mean([np.linalg.norm(step, axis=-1).mean() for step in steps]) / 2 + JITTER
+    return float(max(np.median(np.linalg.norm(half - step / 2, axis=-1)) for half, step in zip(halves, steps, strict=True)) / way)
 
 
 def _checked(forward: np.ndarray, backward: np.ndarray, points: np.ndarray, upsample: int) -> tuple[np.ndarray, np.ndarray, float]:

@@ -43,6 +43,8 @@ class Geometry:
     motion: float
     #: 1 for smooth motion, about 0.5 for shuffled frames.
     straightness: float
+    #: How far frames that were not used lie off the way between those that were, in units of that way; 0 for smooth motion.
+    detour: float
     #: Share of the displacement that translation explains, 0..1 (0 for pure rotation), and spread of log depth.
     translation_share: float
     relief: float

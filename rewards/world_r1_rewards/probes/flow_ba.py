@@ -25,6 +25,7 @@ from world_r1_rewards.probes._geometry import Geometry
 
 QUALITIES = {
     "train": Settings(frames=9, keys=3, stride=5, upsample=1, width=160, iterations=(8, 6, 4), max_flow=0.08),
+    "fine": Settings(frames=9, keys=3, stride=5, upsample=2, width=160, iterations=(8, 6, 4), max_flow=0.08),
     "eval": Settings(frames=17, keys=5, stride=4, upsample=2, width=160, iterations=(14, 10, 8), max_flow=0.18),
 }
 
@@ -32,8 +33,9 @@ QUALITIES = {
 class FlowBA(Probe):
     """Poses, focal length, depth and re-rendering scores from dense flow; see `Geometry`.
 
-    Options: `quality` "train" (default) or "eval"; any field of `Settings` by name; `focal` the prior of focal / width for clips
-    without a trajectory; `workers` threads for the flows of a batch; `batch` clips solved together; `device` "auto", "cpu" or "cuda".
+    Options: `quality` "train" (default), "fine" (flow at twice the resolution: three times the time, half the error) or "eval"; any
+    field of `Settings` by name; `focal` the prior of focal / width for clips without a trajectory; `workers` threads for the flows of a
+    batch; `batch` clips solved together; `device` "auto", "cpu" or "cuda".
     A blank, textureless or too short clip is `Degenerate`; a frozen clip is not: it has motion 0 and identity poses.
     """
 

@@ -83,13 +83,19 @@ class NovelView(Probe):
 
 def dense_cloud(video: np.ndarray, geometry: Geometry) -> tuple[torch.Tensor, torch.Tensor]:
     """Every pixel of the keyframes as a coloured point in the frame of camera 0: [N, 3] float32 and [N, 3] float32 in 0..1."""
+    points, colours = zip(*clouds(video, geometry), strict=True)
+    return torch.cat(points), torch.cat(colours)
+
+
+def clouds(video: np.ndarray, geometry: Geometry) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """`dense_cloud` by keyframe."""
     height, width = geometry.size
     inverse_K = np.linalg.inv(geometry.K)
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     rays = np.stack([x + 0.5, y + 0.5, np.ones_like(x)], -1) @ inverse_K.T
     first, spacing = geometry.grid[0, 0] - 0.5, geometry.grid[1, 1] - geometry.grid[0, 0]
     column, row = (x - first[0]) / spacing[0], (y - first[1]) / spacing[1]
-    points, colours = [], []
+    found = []
     for depth, key in zip(geometry.depth, geometry.keys, strict=True):
         log = cv2.remap(np.log(depth), column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         whole = np.hypot(cv2.Sobel(log, cv2.CV_32F, 1, 0, scale=0.125), cv2.Sobel(log, cv2.CV_32F, 0, 1, scale=0.125)) < TEAR
@@ -97,9 +103,9 @@ def dense_cloud(video: np.ndarray, geometry: Geometry) -> tuple[torch.Tensor, to
         if frame.shape[:2] != (height, width):
             frame = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
         pose = geometry.c2w[key]
-        points.append((rays * np.exp(log)[..., None])[whole] @ pose[:3, :3].T + pose[:3, 3])
-        colours.append(frame[whole])
-    return torch.from_numpy(np.concatenate(points).astype(np.float32)), torch.from_numpy(np.concatenate(colours)).float() / 255
+        points = (rays * np.exp(log)[..., None])[whole] @ pose[:3, :3].T + pose[:3, 3]
+        found.append((torch.from_numpy(points.astype(np.float32)), torch.from_numpy(frame[whole]).float() / 255))
+    return found
 
 
 def _fill(image: torch.Tensor, covered: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,8 @@ LONGEST = 0.06
 UNLIKE, ALIKE = 0.3, 0.95
 #: Light: steady up to the first (standard deviations of the picture), half the credit lost at the second beyond it.
 STEADY, UNSTEADY = 0.03, 0.3
+#: Detour of unused frames (in units of their way) that is none, and that means another order.
+ON_THE_WAY, ASTRAY = 0.4, 1.2
 #: Relief (spread of log depth) of a flat picture and of a scene, where it is translation that moves the picture.
 FLAT, DEEP = 0.1, 0.2
 #: Credit that a flat picture loses. Not all: a wall seen from the front is flat, too.
@@ -41,7 +43,7 @@ class Consistency(Reward):
         moved = min(geometry.motion, LONGEST)
         factors = {
             "link": ramp(geometry.link + LINK_SLOPE * moved, 0.1, 0.5),
-            "order": ramp(geometry.straightness, 0.5, 0.85),
+            "order": min(ramp(geometry.straightness, 0.5, 0.85), 1 - ramp(geometry.detour, ON_THE_WAY, ASTRAY)),
             "light": 1 / (1 + (max(0.0, geometry.exposure - STEADY) / UNSTEADY) ** 2),
             "solid": 1 - FLATNESS * ramp(geometry.translation_share, 0.5, 0.9) * (1 - ramp(geometry.relief, FLAT, DEEP)),
             "motion": motion_gate(clip, geometry),

@@ -19,18 +19,18 @@ class Quality(Reward):
     parts = ("quality", "fidelity", "camera")
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
-        self.weights = {"quality": 0.5, "fidelity": 0.4, "camera": 0.1} | dict(weights or {})
-        unknown = set(self.weights) - {"quality", "fidelity", "camera"}
-        if unknown or min(self.weights.values()) < 0 or sum(self.weights.values()) <= 0:
+        self.shares = {"quality": 0.5, "fidelity": 0.4, "camera": 0.1} | dict(weights or {})
+        unknown = set(self.shares) - {"quality", "fidelity", "camera"}
+        if unknown or min(self.shares.values()) < 0 or sum(self.shares.values()) <= 0:
             raise ValueError(
-                f"quality: weights are of quality, fidelity and camera, not negative, and not all 0; got {self.weights}"
+                f"quality: weights are of quality, fidelity and camera, not negative, and not all 0; got {self.shares}"
             )
 
     def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
         parts = dict(evidence["quality_critic"])
         if clip.trajectory is None:
             parts.pop("camera", None)
-        total = sum(self.weights[name] for name in parts)
+        total = sum(self.shares[name] for name in parts)
         if total <= 0:
             return self.missing("no part of the critic has weight for a prompt without a camera command", "failed")
-        return self.ok(sum(self.weights[name] * part for name, part in parts.items()) / total, **parts)
+        return self.ok(sum(self.shares[name] * part for name, part in parts.items()) / total, **parts)
