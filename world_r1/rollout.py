@@ -1,11 +1,12 @@
-"""One group of videos from the policy: encode once, draw x_T under the commanded camera, denoise, decode.
+"""Groups of videos from the policy: encode once, draw x_T under the commanded camera, denoise, decode.
 
 A group is a pure function of (configuration, weights, prompt, step, group index): which process makes it, and what else that process makes,
-changes nothing.
+changes nothing (but the last bits, where groups share a forward on a GPU).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,31 +41,59 @@ def rollout_ids(config: Config, step: int, group: int) -> tuple[str, ...]:
 
 
 def sample_group(policy: Policy, config: Config, prompt: Prompt, step: int, group: int, version: int) -> Sampled:
-    """Sample and decode the `group_size` videos of one prompt with the policy's present weights, which are of `version`.
+    """`sample_groups` of one prompt."""
+    return sample_groups(policy, config, [prompt], step, [group], version)[0]
 
-    ValueError if the latents are not finite, which would decode to a picture of nothing.
+
+def sample_groups(
+    policy: Policy, config: Config, prompts: Sequence[Prompt], step: int, groups: Sequence[int], version: int
+) -> list[Sampled]:
+    """Sample and decode the `group_size` videos of every prompt with the policy's present weights, which are of `version`.
+
+    Videos of several groups share forwards of up to `cluster.sample_batch`. ValueError if latents are not finite, which would decode to
+    a picture of nothing.
     """
-    seeds: list[Seed] = [(config.seed, step, group, sample) for sample in range(config.prompts.group_size)]
-    ids = rollout_ids(config, step, group)
-    trajectory = trajectory_for(prompt.text, config.video, config.camera)
-    window = trained_steps(config, step, group)
-    condition = policy.encode([prompt.text])
-    rollouts: list[Rollout] = []
-    clips: list[Clip] = []
+    asked = [_asked(policy, config, prompt, step, group) for prompt, group in zip(prompts, groups, strict=True)]
+    found = [Sampled([], []) for _ in asked]
+    videos = [(a, sample) for a in range(len(asked)) for sample in range(config.prompts.group_size)]
     keeps_plans = _keeps_plans(config)
     size = config.cluster.sample_batch or config.optimizer.micro_batch
-    for start in range(0, len(seeds), size):
-        part = slice(start, start + size)
+    for start in range(0, len(videos), size):
+        part = videos[start : start + size]
         with policy.recording() if keeps_plans else nullcontext([]) as plans:
-            trace = _denoise(policy, config, condition, trajectory, window, seeds[part])
-        videos = policy.decode(trace.x0)
-        for i, (name, seed) in enumerate(zip(ids[part], seeds[part], strict=True)):
-            rollout = _rollout(trace, i, name, prompt, group, seed, version, window, config.speed.latents)
-            kept = tuple(plans[step][i] for step in window.tolist()) if keeps_plans else ()
-            rollouts.append(replace(rollout, plans=kept))
+            trace = _denoise(policy, config, [(asked[a], _seed(config, step, asked[a].group, sample)) for a, sample in part])
+        pictures = policy.decode(trace.x0)
+        for i, (a, sample) in enumerate(part):
+            one = asked[a]
+            name, seed = one.ids[sample], _seed(config, step, one.group, sample)
+            rollout = _rollout(trace, i, name, one.prompt, one.group, seed, version, one.window, config.speed.latents)
+            kept = tuple(plans[k][i] for k in one.window.tolist()) if keeps_plans else ()
+            found[a].rollouts.append(replace(rollout, plans=kept))
             # A copy of its own, so that a reference to one video does not keep the whole batch alive.
-            clips.append(Clip(name, videos[i].copy(), prompt, trajectory, config.video.fps))
-    return Sampled(rollouts, clips)
+            found[a].clips.append(Clip(name, pictures[i].copy(), one.prompt, one.trajectory, config.video.fps))
+    return found
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the videos of a group have in common."""
+
+    prompt: Prompt
+    group: int
+    ids: tuple[str, ...]
+    trajectory: Trajectory | None
+    window: torch.Tensor
+    condition: torch.Tensor
+
+
+def _asked(policy: Policy, config: Config, prompt: Prompt, step: int, group: int) -> _Asked:
+    trajectory = trajectory_for(prompt.text, config.video, config.camera)
+    window, condition = trained_steps(config, step, group), policy.encode([prompt.text])
+    return _Asked(prompt, group, rollout_ids(config, step, group), trajectory, window, condition)
+
+
+def _seed(config: Config, step: int, group: int, sample: int) -> Seed:
+    return (config.seed, step, group, sample)
 
 
 def trained_steps(config: Config, step: int, group: int) -> torch.Tensor:
@@ -93,15 +122,15 @@ def initial_noise(policy: Policy, config: Config, trajectory: Trajectory | None,
     return noise.initial_noise(trajectory, shape, config.noise, *key, device=policy.device, ahead=ahead)
 
 
-def _denoise(
-    policy: Policy, config: Config, condition: torch.Tensor, trajectory: Trajectory | None, window: torch.Tensor, seeds: list[Seed]
-) -> flow.Trace:
-    x = torch.stack([initial_noise(policy, config, trajectory, seed) for seed in seeds]).to(policy.device)
-    repeated = condition.expand(len(seeds), *condition.shape[1:])
+def _denoise(policy: Policy, config: Config, videos: Sequence[tuple[_Asked, Seed]]) -> flow.Trace:
+    x = torch.stack([initial_noise(policy, config, one.trajectory, seed) for one, seed in videos]).to(policy.device)
+    condition = torch.cat([one.condition for one, _ in videos])
+    window = torch.stack([one.window for one, _ in videos])
+    seeds = [seed for _, seed in videos]
     sigmas = flow.schedule(config.flow.steps, config.flow.shift)
     generators = flow.generators(seeds)
     rounding = torch.bfloat16 if config.speed.latents == "bf16" else None
-    trace = flow.sample(lambda x, sigma: policy.velocity(x, sigma, repeated), x, sigmas, config.flow, window, generators, rounding)
+    trace = flow.sample(lambda x, sigma: policy.velocity(x, sigma, condition), x, sigmas, config.flow, window, generators, rounding)
     if not bool(trace.x0.isfinite().all()):
         raise ValueError(
             f"sampling in step {seeds[0][1]} ended in latents that are not finite: the policy has diverged; "

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from world_r1.config import Config, VideoConfig, parse
-from world_r1.rollout import rollout_ids, sample_group, trained_steps
+from world_r1.rollout import rollout_ids, sample_group, sample_groups, trained_steps
 from world_r1.types import Prompt, Rollout
 from world_r1.update import Trainer, learning_rate, mean_of, refuse_stale
 
@@ -118,6 +118,19 @@ def test_a_group_is_encoded_once_and_does_not_depend_on_the_sampling_batch() -> 
     parts = sample_group(policy, _config(cluster={"sample_batch": 3}), PROMPTS[0], 0, 0, 0)
     for a, b in zip(whole.rollouts, parts.rollouts, strict=True):
         np.testing.assert_allclose(a.x0, b.x0, atol=1e-6)
+
+
+def test_groups_that_share_forwards_are_the_groups_sampled_alone() -> None:
+    config = _config(flow={"steps": 6, "window": {"size": 2, "position": "random"}}, cluster={"sample_batch": 5})
+    together = sample_groups(Toy(), config, PROMPTS, 3, [0, 1], version=2)
+    for g, (prompt, group) in enumerate(zip(PROMPTS, together, strict=True)):
+        alone = sample_group(Toy(), config, prompt, 3, g, version=2)
+        assert [clip.id for clip in group.clips] == list(rollout_ids(config, 3, g))
+        for a, b in zip(alone.rollouts, group.rollouts, strict=True):
+            assert (a.seed, a.group, a.prompt) == (b.seed, b.group, b.prompt)
+            assert np.array_equal(a.steps, b.steps)
+            np.testing.assert_allclose(a.x0, b.x0, atol=1e-6)
+            np.testing.assert_allclose(a.log_probs, b.log_probs, atol=1e-5)
 
 
 def test_a_forward_process_algorithm_gets_ode_samples_without_stochastic_steps() -> None:

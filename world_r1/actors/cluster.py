@@ -76,6 +76,18 @@ class Pending:
         self.abandoned.set()
 
 
+def shares(count: int, samplers: Sequence[Any], together: int) -> list[tuple[Any, list[int]]]:
+    """Groups 0..count-1 dealt to the samplers in turn, at most `together` a call; the first calls of all samplers come first."""
+    hands = [(sampler, list(range(k, count, len(samplers)))) for k, sampler in enumerate(samplers)]
+    longest = max((len(groups) for _, groups in hands), default=0)
+    return [
+        (sampler, groups[start : start + together])
+        for start in range(0, longest, together)
+        for sampler, groups in hands
+        if groups[start : start + together]
+    ]
+
+
 class Cluster:
     """Actors of one run. Use as a context manager; `stop` (checked while waiting for rollouts) raises `Interrupted` when true; `say`
     gets a line now and then while start-up waits."""
@@ -109,10 +121,12 @@ class Cluster:
     def async_rollout(self, step: int, prompts: Sequence[Prompt]) -> Pending:
         """Start sampling one group a prompt with the weights published last; every group goes to a judge once it is decoded."""
         start = time.perf_counter()
-        calls = [
-            self.samplers[g % len(self.samplers)].sample.options(num_returns=3).remote(prompt, step, g)
-            for g, prompt in enumerate(prompts)
-        ]
+        calls: list[Sequence[ray.ObjectRef]] = [()] * len(prompts)
+        together = max(1, (self.config.cluster.sample_batch or self.config.optimizer.micro_batch) // self.config.prompts.group_size)
+        for sampler, groups in shares(len(prompts), self.samplers, together):
+            results = sampler.sample.options(num_returns=3 * len(groups)).remote([prompts[g] for g in groups], step, groups)
+            for i, g in enumerate(groups):
+                calls[g] = results[3 * i : 3 * i + 3]
         pending = Pending()
         self.started = [other for other in self.started if not other.future.done()] + [pending]
         pending.future = self.threads.submit(self._collect, step, prompts, calls, self.loads, pending.abandoned, start)

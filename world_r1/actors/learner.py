@@ -10,9 +10,9 @@ from typing import Any
 
 import ray
 
-from world_r1.actors.sampler import Receipt, Sampler, limit_threads
+from world_r1.actors.sampler import Sampler, limit_threads
 from world_r1.config import Config
-from world_r1.types import Clip, Prompt, Rollout, Weights
+from world_r1.types import Prompt, Rollout, Weights
 
 
 class Learner:
@@ -38,7 +38,10 @@ class Learner:
 
     def update(self, advantages: dict[str, float | None], *groups: list[Rollout]) -> dict[str, float]:
         """Learn from the step's groups (references, resolved here); returns metrics."""
-        return self.trainer.update([rollout for group in groups for rollout in group], advantages)
+        from world_r1.memory import explained
+
+        with explained(self.config, "updating the policy"):
+            return self.trainer.update([rollout for group in groups for rollout in group], advantages)
 
     def publish(self) -> Weights:
         """The present weights as numpy arrays, for the samplers."""
@@ -109,7 +112,7 @@ class PolicyWorker(Learner):
         self.sampler = Sampler(self.config, self.policy)
         return device
 
-    def sample(self, prompt: Prompt, step: int, group: int) -> tuple[Receipt, list[Rollout], list[Clip]]:
-        """One group with the present weights."""
+    def sample(self, prompts: Sequence[Prompt], step: int, groups: Sequence[int]) -> tuple[Any, ...]:
+        """Groups with the present weights; see `Sampler.sample`."""
         self.sampler.version = self.trainer.version
-        return self.sampler.sample(prompt, step, group)
+        return self.sampler.sample(prompts, step, groups)

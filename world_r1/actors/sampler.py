@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from world_r1.config import Config
 from world_r1.serving.items import content_hash
-from world_r1.types import Clip, Prompt, Rollout, Weights
+from world_r1.types import Prompt, Weights
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,24 @@ class Sampler:
         self.version = weights.version
         return self.version
 
-    def sample(self, prompt: Prompt, step: int, group: int) -> tuple[Receipt, list[Rollout], list[Clip]]:
-        """One group with the present weights; three return values, of which the driver fetches the first only."""
-        from world_r1.rollout import sample_group
+    def sample(self, prompts: Sequence[Prompt], step: int, groups: Sequence[int]) -> tuple[Any, ...]:
+        """Groups with the present weights: (receipt, rollouts, clips) of the first, then of the next, all as return values of their own.
+
+        The driver fetches the receipts only.
+        """
+        from world_r1.memory import explained
+        from world_r1.rollout import sample_groups
 
         start = time.perf_counter()
-        sampled = sample_group(self.policy, self.config, prompt, step, group, self.version)
-        ids = tuple(rollout.id for rollout in sampled.rollouts)
-        hashes = tuple(content_hash(clip) for clip in sampled.clips)
-        receipt = Receipt(group, ids, hashes, self.version, time.perf_counter() - start)
-        return receipt, sampled.rollouts, sampled.clips
+        with explained(self.config, "sampling"):
+            found = sample_groups(self.policy, self.config, prompts, step, groups, self.version)
+        seconds = time.perf_counter() - start
+        values: list[Any] = []
+        for group, sampled in zip(groups, found, strict=True):
+            ids = tuple(rollout.id for rollout in sampled.rollouts)
+            hashes = tuple(content_hash(clip) for clip in sampled.clips)
+            values += [Receipt(group, ids, hashes, self.version, seconds), sampled.rollouts, sampled.clips]
+        return tuple(values)
 
     def heldout(self, part: int, parts: int, state: Mapping[str, Any] | None) -> Iterator[Any]:
         """This process's share of a held-out evaluation, clip by clip (see `world_r1.evaluation.sampled`), with the weights `state`."""
