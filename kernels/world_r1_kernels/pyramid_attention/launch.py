@@ -127,7 +127,7 @@ def pool(k: torch.Tensor, v: torch.Tensor, lengths: torch.Tensor | None, g: Geom
         k, v, pyramid.keys, pyramid.values, pyramid.bias, pyramid.variance, k if lengths is None else lengths,
         g.kv_heads, g.n_k, g.nk, g.rows, *g.bases,
         D=g.width, BK=g.block, REST=g.rest, L2=2 in g.sizes, L4=4 in g.sizes, L8=8 in g.sizes, BNHD=g.bnhd, VARLEN=lengths is not None,
-        num_warps=8,
+        num_warps=4,
     )  # fmt: skip
     return pyramid
 

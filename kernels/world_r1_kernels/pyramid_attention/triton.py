@@ -29,29 +29,33 @@ def origin(b, h, heads, length, D: tl.constexpr, BNHD: tl.constexpr):
 
 
 @triton.jit
-def _halve(x, ROWS: tl.constexpr, D: tl.constexpr):
-    return tl.sum(tl.reshape(x, [ROWS // 2, 2, D]), 1)
+def group_sums(x, SIZE: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr):
+    """Sums [GROUPS, D] float32 of SIZE consecutive rows of x [ROWS, D], as a product with a matrix of ones and zeros; exact products.
+
+    Reshaping and adding in registers moves every element between threads and took eight times as long.
+    """
+    ones = (tl.arange(0, ROWS)[None, :] // SIZE == tl.arange(0, GROUPS)[:, None]).to(x.dtype)
+    return tl.dot(ones, x)
 
 
 @triton.jit
-def _halve_row(x, ROWS: tl.constexpr):
-    return tl.sum(tl.reshape(x, [ROWS // 2, 2]), 1)
-
-
-@triton.jit
-def _store_level(ks, vs, squares, KP, VP, BIAS, VAR, row, first, n, SIZE: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr):
-    """Write means, log2 counts and variances of ROWS groups of SIZE tokens, given their sums; the first group starts at token `first`."""
-    g = tl.arange(0, ROWS)
+def _store_level(k, v, s, KP, VP, BIAS, VAR, row, first, n, SIZE: tl.constexpr, BK: tl.constexpr, D: tl.constexpr):
+    """Write means, log2 counts and variances of the groups of SIZE tokens of one block; its first token is `first`, s [BK] are |k|^2."""
+    ROWS: tl.constexpr = BK // SIZE
+    GROUPS: tl.constexpr = ROWS if ROWS > 16 else 16  # what the tensor cores take at least
+    g = tl.arange(0, GROUPS)
     d = tl.arange(0, D)
-    count = tl.minimum(tl.maximum(n - first - g * SIZE, 0), SIZE)
+    real = g < ROWS
+    count = tl.where(real, tl.minimum(tl.maximum(n - first - g * SIZE, 0), SIZE), 0)
     inverse = 1.0 / tl.maximum(count, 1).to(tl.float32)
-    mean = ks * inverse[:, None]
+    mean = group_sums(k, SIZE, BK, GROUPS) * inverse[:, None]
     at = (row + g).to(tl.int64)
-    tl.store(KP + at[:, None] * D + d[None, :], mean.to(KP.dtype.element_ty))
-    tl.store(VP + at[:, None] * D + d[None, :], (vs * inverse[:, None]).to(VP.dtype.element_ty))
-    variance = tl.maximum(squares * inverse - tl.sum(mean * mean, 1), 0.0)
-    tl.store(VAR + at, variance)
-    tl.store(BIAS + at, tl.where(count > 0, tl.math.log2(tl.maximum(count, 1).to(tl.float32)), -float("inf")))
+    tl.store(KP + at[:, None] * D + d[None, :], mean.to(KP.dtype.element_ty), mask=real[:, None])
+    means = group_sums(v, SIZE, BK, GROUPS) * inverse[:, None]
+    tl.store(VP + at[:, None] * D + d[None, :], means.to(VP.dtype.element_ty), mask=real[:, None])
+    squares = tl.sum(tl.where(tl.arange(0, BK)[None, :] // SIZE == g[:, None], s[None, :], 0.0), 1)
+    tl.store(VAR + at, tl.maximum(squares * inverse - tl.sum(mean * mean, 1), 0.0), mask=real)
+    tl.store(BIAS + at, tl.where(count > 0, tl.math.log2(tl.maximum(count, 1).to(tl.float32)), -float("inf")), mask=real)
 
 
 @triton.jit
@@ -67,28 +71,19 @@ def pool_kernel(
     ld = heads * D if BNHD else D
     t = j * BK + tl.arange(0, BK)
     at = (row0 + t).to(tl.int64)[:, None] * ld + col0 + tl.arange(0, D)[None, :]
-    k = tl.load(K + at, mask=t[:, None] < n, other=0.0).to(tl.float32)
-    v = tl.load(V + at, mask=t[:, None] < n, other=0.0).to(tl.float32)
-    s = tl.sum(k * k, 1)
+    k = tl.load(K + at, mask=t[:, None] < n, other=0.0)
+    v = tl.load(V + at, mask=t[:, None] < n, other=0.0)
+    wide = k.to(tl.float32)
+    s = tl.sum(wide * wide, 1)
     base = (b * heads + h) * rows
     first = j * BK
-    k, v, s = _halve(k, BK, D), _halve(v, BK, D), _halve_row(s, BK)
     if L2:
-        _store_level(k, v, s, KP, VP, BIAS, VAR, base + base2 + j * (BK // 2), first, n, 2, BK // 2, D)
-    k, v, s = _halve(k, BK // 2, D), _halve(v, BK // 2, D), _halve_row(s, BK // 2)
+        _store_level(k, v, s, KP, VP, BIAS, VAR, base + base2 + j * (BK // 2), first, n, 2, BK, D)
     if L4:
-        _store_level(k, v, s, KP, VP, BIAS, VAR, base + base4 + j * (BK // 4), first, n, 4, BK // 4, D)
-    k, v, s = _halve(k, BK // 4, D), _halve(v, BK // 4, D), _halve_row(s, BK // 4)
+        _store_level(k, v, s, KP, VP, BIAS, VAR, base + base4 + j * (BK // 4), first, n, 4, BK, D)
     if L8:
-        _store_level(k, v, s, KP, VP, BIAS, VAR, base + base8 + j * (BK // 8), first, n, 8, BK // 8, D)
-    k, v, s = _halve(k, BK // 8, D), _halve(v, BK // 8, D), _halve_row(s, BK // 8)
-    if REST >= 32:
-        k, v, s = _halve(k, BK // 16, D), _halve(v, BK // 16, D), _halve_row(s, BK // 16)
-    if REST >= 64:
-        k, v, s = _halve(k, BK // 32, D), _halve(v, BK // 32, D), _halve_row(s, BK // 32)
-    if REST >= 128:
-        k, v, s = _halve(k, BK // 64, D), _halve(v, BK // 64, D), _halve_row(s, BK // 64)
-    _store_level(k, v, s, KP, VP, BIAS, VAR, base + base_rest + j * (BK // REST), first, n, REST, BK // REST, D)
+        _store_level(k, v, s, KP, VP, BIAS, VAR, base + base8 + j * (BK // 8), first, n, 8, BK, D)
+    _store_level(k, v, s, KP, VP, BIAS, VAR, base + base_rest + j * (BK // REST), first, n, REST, BK, D)
 
 
 @triton.jit

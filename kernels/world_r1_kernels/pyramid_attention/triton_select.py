@@ -16,8 +16,12 @@ import torch
 import triton
 import triton.language as tl
 
-from world_r1_kernels.pyramid_attention.triton import LOG2E, origin
+from world_r1_kernels.pyramid_attention.triton import LOG2E, group_sums, origin
 
+#: Copies of the first histogram, by query block: where most scores fall into a few bins, atomics on one copy wait for each other.
+COPIES = tl.constexpr(4)
+#: Entries of a head's histograms: the first in copies, then two of 1024 bins.
+HISTOGRAM = tl.constexpr(4 * 2048 + 2 * 1024)
 #: Key of a block that must be seen token by token; greater than that of any finite score.
 FORCED = tl.constexpr(2147483647)
 
@@ -36,27 +40,30 @@ def means_kernel(
     ld = heads * D if BNHD else D
     t = i * BLOCK + tl.arange(0, BLOCK)
     d = tl.arange(0, D)
-    x = tl.load(X + (row + t).to(tl.int64)[:, None] * ld + col + d[None, :], mask=t[:, None] < length, other=0.0).to(tl.float32)
+    x = tl.load(X + (row + t).to(tl.int64)[:, None] * ld + col + d[None, :], mask=t[:, None] < length, other=0.0)
+    wide = x.to(tl.float32)
+    norms = tl.sum(wide * wide, 1)
     PER: tl.constexpr = BLOCK // GROUP
-    g = tl.arange(0, PER)
-    count = tl.minimum(tl.maximum(length - i * BLOCK - g * GROUP, 0), GROUP)
+    ROWS: tl.constexpr = PER if PER > 16 else 16  # what the tensor cores take at least
+    g = tl.arange(0, ROWS)
+    real = g < PER
+    count = tl.where(real, tl.minimum(tl.maximum(length - i * BLOCK - g * GROUP, 0), GROUP), 0)
     inverse = 1.0 / tl.maximum(count, 1).to(tl.float32)
-    total = tl.sum(tl.reshape(x, [PER, GROUP, D]), 1)
-    squares = tl.sum(tl.reshape(tl.sum(x * x, 1), [PER, GROUP]), 1)
-    mean = total * inverse[:, None]
+    squares = tl.sum(tl.where(tl.arange(0, BLOCK)[None, :] // GROUP == g[:, None], norms[None, :], 0.0), 1)
+    mean = group_sums(x, GROUP, BLOCK, ROWS) * inverse[:, None]
     at = ((b * heads + h) * rows + i * PER + g).to(tl.int64)
-    tl.store(MEAN + at[:, None] * D + d[None, :], mean.to(MEAN.dtype.element_ty))
-    tl.store(SQUARE + at, squares * inverse)
-    tl.store(VAR + at, tl.maximum(squares * inverse - tl.sum(mean * mean, 1), 0.0))
+    tl.store(MEAN + at[:, None] * D + d[None, :], mean.to(MEAN.dtype.element_ty), mask=real[:, None])
+    tl.store(SQUARE + at, squares * inverse, mask=real)
+    tl.store(VAR + at, tl.maximum(squares * inverse - tl.sum(mean * mean, 1), 0.0), mask=real)
     if REST > 0:
-        PARTS: tl.constexpr = BLOCK // REST
         tokens = tl.minimum(length - i * BLOCK, BLOCK)
         groups = tl.cdiv(tokens, REST)
-        of_rest = tl.minimum(tl.maximum(tokens - tl.arange(0, PARTS) * REST, 0), REST)
+        p = tl.arange(0, 16)
+        of_rest = tl.minimum(tl.maximum(tokens - p * REST, 0), REST)
         share = 1.0 / tl.maximum(of_rest, 1).to(tl.float32)
-        centre = tl.sum(tl.reshape(total, [PARTS, REST // GROUP, D]), 1) * share[:, None]
-        within = tl.sum(tl.reshape(squares, [PARTS, REST // GROUP]), 1) * share - tl.sum(centre * centre, 1)
-        hidden = tl.sum(tl.maximum(within, 0.0), 0) / groups
+        centre = group_sums(x, REST, BLOCK, 16) * share[:, None]
+        held = tl.sum(tl.where(tl.arange(0, BLOCK)[None, :] // REST == p[:, None], norms[None, :], 0.0), 1)
+        hidden = tl.sum(tl.where(of_rest > 0, tl.maximum(held * share - tl.sum(centre * centre, 1), 0.0), 0.0), 0) / groups
         extra = tl.maximum(tokens - (0 if DROP else groups), 1)
         tl.store(RANK + (b * heads + h) * tl.num_programs(0) + i, hidden / extra)
 
@@ -66,7 +73,11 @@ def score_kernel(
     QM, QS, KM, KV, SCORE, scale, heads, group, n_k, q_rows, k_rows, nk,
     D: tl.constexpr, QT: tl.constexpr, PER: tl.constexpr, NB: tl.constexpr,
 ):  # fmt: skip
-    """Log2-sum-exp over each key block of the logits of QT query means: SCORE [B, H, q_rows, nk]. NB key blocks of PER means a step."""
+    """Log2-sum-exp over each key block of the logits of QT query means: SCORE [B, H, q_rows, nk]. NB key blocks of PER means a step.
+
+    The sums over a block's means are a product with a matrix of ones and zeros, relative to the largest logit of the step: a block that
+    lies 2^126 below it counts as 0.
+    """
     i, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     kv, kv_heads = h // group, heads // group
     d = tl.arange(0, D)
@@ -74,19 +85,22 @@ def score_kernel(
     q_at = ((b * heads + h) * q_rows + r).to(tl.int64)
     q = tl.load(QM + q_at[:, None] * D + d[None, :], mask=r[:, None] < q_rows, other=0.0)
     square = tl.load(QS + q_at, mask=r < q_rows, other=0.0) * (scale * scale / (2 * D) * LOG2E)
+    COLUMNS: tl.constexpr = NB if NB > 16 else 16
+    g = tl.arange(0, COLUMNS)
+    ones = (tl.arange(0, NB * PER)[:, None] // PER == g[None, :]).to(q.dtype)
     for t in tl.range(0, tl.cdiv(nk, NB)):
         c = t * NB * PER + tl.arange(0, NB * PER)
         k_at = ((b * kv_heads + kv) * k_rows + c).to(tl.int64)
         count = tl.minimum(tl.maximum(n_k - c * 8, 0), 8)
         k = tl.load(KM + k_at[:, None] * D + d[None, :], mask=c[:, None] < k_rows, other=0.0)
-        bias = tl.math.log2(tl.maximum(count, 1).to(tl.float32))
+        bias = tl.where(count > 0, tl.math.log2(tl.maximum(count, 1).to(tl.float32)), -1.0e30)
         spread = tl.load(KV + k_at, mask=c < k_rows, other=0.0)
-        s = tl.dot(q, k.T) * (scale * LOG2E) + bias[None, :] + tl.minimum(square[:, None] * spread[None, :], bias[None, :])
-        s = tl.reshape(tl.where((count > 0)[None, :], s, -1.0e30), [QT, NB, PER])
-        top = tl.max(s, 2)
-        total = top + tl.math.log2(tl.sum(tl.math.exp2(s - top[:, :, None]), 2))
-        j = t * NB + tl.arange(0, NB)
-        tl.store(SCORE + q_at[:, None] * nk + j[None, :], total, mask=(r[:, None] < q_rows) & (j[None, :] < nk))
+        s = tl.dot(q, k.T) * (scale * LOG2E) + tl.minimum(square[:, None] * spread[None, :] + bias[None, :], 2 * bias[None, :])
+        top = tl.max(s, 1)
+        held = tl.dot(tl.math.exp2(s - top[:, None]).to(q.dtype), ones)
+        total = tl.where(held > 0, top[:, None] + tl.math.log2(tl.where(held > 0, held, 1.0)), -1.0e30)
+        j = t * NB + g
+        tl.store(SCORE + q_at[:, None] * nk + j[None, :], total, mask=(r[:, None] < q_rows) & (g < NB)[None, :] & (j < nk)[None, :])
 
 
 @triton.jit
@@ -143,13 +157,16 @@ def mass_kernel(
         score = (mass * mass) * rank
         key = tl.where(visible, tl.where(forced, FORCED, score.to(tl.int32, bitcast=True)), -1)
         tl.store(KEY + row * nk + j, key, mask=j < nk)
-        tl.atomic_add(HIST + head * 4096 + (key >> 20), _weights(i, j, n_q, n_k, BLOCK, REST, DROP), mask=key >= 0, sem="relaxed")
+        mine = HIST + head * HISTOGRAM + (i % COPIES) * 2048
+        tl.atomic_add(mine + (key >> 20), _weights(i, j, n_q, n_k, BLOCK, REST, DROP), mask=key >= 0, sem="relaxed")
 
 
 @triton.jit
-def _threshold_bin(HIST, room, BINS: tl.constexpr):
-    """The lowest bin above which everything fits into `room`, and the room that is left for the bin itself."""
+def _threshold_bin(HIST, room, BINS: tl.constexpr, SUMMED: tl.constexpr):
+    """The lowest bin above which everything fits into `room`, and the room that is left for the bin itself; SUMMED copies add up."""
     held = tl.load(HIST + tl.arange(0, BINS))
+    for copy in tl.static_range(1, SUMMED):
+        held += tl.load(HIST + copy * BINS + tl.arange(0, BINS))
     above = tl.sum(held, 0) - tl.cumsum(held, 0)
     fits = above <= room
     return tl.sum((fits == 0).to(tl.int32), 0), room - tl.max(tl.where(fits, above, 0), 0)
@@ -166,13 +183,14 @@ def refine_kernel(
     """
     part, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     head = (b * heads + h).to(tl.int64)
-    hist = HIST + head * 4096
-    bits, room = _threshold_bin(hist, budget, 2048)
+    hist = HIST + head * HISTOGRAM
+    bits, room = _threshold_bin(hist, budget, 2048, COPIES)
+    hist += COPIES * 2048
     if STEP > 1:
-        low, room = _threshold_bin(hist + 2048, room, 1024)
+        low, room = _threshold_bin(hist, room, 1024, 1)
         bits = (bits << 10) | low
     if STEP > 2:
-        low, room = _threshold_bin(hist + 3072, room, 1024)
+        low, room = _threshold_bin(hist + 1024, room, 1024, 1)
         bits = (bits << 10) | low
         tl.store(STATE + head * 2, bits.to(tl.int64), mask=part == 0)
         tl.store(STATE + head * 2 + 1, room, mask=part == 0)
@@ -182,9 +200,9 @@ def refine_kernel(
         key = tl.load(KEY + at, mask=j < nk, other=-1)
         weight = _weights(i, j, n_q, n_k, BLOCK, REST, DROP)
         if STEP == 1:
-            tl.atomic_add(hist + 2048 + ((key >> 10) & 1023), weight, mask=(key >= 0) & (key >> 20 == bits), sem="relaxed")
+            tl.atomic_add(hist + ((key >> 10) & 1023), weight, mask=(key >= 0) & (key >> 20 == bits), sem="relaxed")
         elif STEP == 2:
-            tl.atomic_add(hist + 3072 + (key & 1023), weight, mask=(key >= 0) & (key >> 10 == bits), sem="relaxed")
+            tl.atomic_add(hist + 1024 + (key & 1023), weight, mask=(key >= 0) & (key >> 10 == bits), sem="relaxed")
         else:
             level = tl.where((key > bits) | (key == FORCED), 1, 0 if DROP else REST)
             tl.store(LEVELS + at, tl.where(key >= 0, level, 0).to(tl.uint8), mask=j < nk)
@@ -266,7 +284,7 @@ def select_levels(
         square, variance = (torch.empty(*x.shape[:2], rows, dtype=torch.float32, device=device) for _ in range(2))
         means_kernel[(n, x.shape[1], batch)](
             x, mean, square, variance, rank, x.shape[1], x.shape[2], rows,
-            D=width, BLOCK=block, GROUP=group, BNHD=bnhd, REST=rest, DROP=drop, num_warps=8,
+            D=width, BLOCK=block, GROUP=group, BNHD=bnhd, REST=rest, DROP=drop, num_warps=4,
         )  # fmt: skip
         return mean, square, variance
 
@@ -282,7 +300,7 @@ def select_levels(
     levels = torch.empty(batch, heads, nq, nk, dtype=torch.uint8, device=device)
     key = torch.empty(batch, heads, nq, nk, dtype=torch.int32, device=device)
     mass = torch.empty(batch, heads, nq, nk, dtype=torch.float32, device=device) if keep_mass else None
-    hist = torch.zeros(batch, heads, 4096, dtype=torch.int64, device=device)
+    hist = torch.zeros(batch, heads, HISTOGRAM.value, dtype=torch.int64, device=device)
     rows, columns = tuple(dense_rows) or (0,) * nq, tuple(dense_columns) or (0,) * nk
     constants = {"BLOCK": block, "REST": rest, "DROP": drop, "WIDTH": _power_of_two(nk)}
     mass_kernel[(nq, heads, batch)](
@@ -294,7 +312,7 @@ def select_levels(
     if not number:
         ties = torch.empty(batch, heads, nq, dtype=torch.int64, device=device)
         state = torch.empty(batch, heads, 2, dtype=torch.int64, device=device)
-        per = max(1, nq * heads * batch // 512)
+        per = max(1, nq * heads * batch // 256)
         for step in (1, 2, 3):
             refine_kernel[(-(-nq // per), heads, batch)](
                 key, hist, levels, ties, state, budget, heads, n_q, n_k, nq, nk, **constants, ROWS=per, STEP=step, num_warps=4

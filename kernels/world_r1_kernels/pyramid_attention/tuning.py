@@ -50,7 +50,7 @@ class BackwardSettings:
     k_warps: int = 8
     pooled_tile: int = 64
     pooled_warps: int = 8
-    rest_tile: int = 64
+    rest_tile: int = 128
     splits: int = 16
     q_stages: int = 2
     k_stages: int = 2
