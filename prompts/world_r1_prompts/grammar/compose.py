@@ -11,12 +11,14 @@ from typing import Any, Protocol
 
 from world_r1_prompts.grammar import sentences as say
 from world_r1_prompts.grammar import shots
-from world_r1_prompts.grammar.english import articles, clause
+from world_r1_prompts.grammar.english import Clause, articles, clause, dressed
 from world_r1_prompts.grammar.lexicon import Lexicon, Scene, Subject, head_of, plural_subject
 from world_r1_prompts.record import Record
 
 GENERATOR = "world_r1_prompts.grammar/1"
 #: Sentences behind the opening, and their weight: short, middling and long prompts.
+#: How often a noun that stands bare gets an adjective of its scene.
+_DRESS = 0.45
 _LENGTHS = ((1, 0.1), (2, 0.3), (3, 0.35), (4, 0.25))
 
 
@@ -68,11 +70,16 @@ def compose(lexicon: Lexicon, camera: CameraLanguage, seed: int, index: int, wei
 def _draft(lexicon: Lexicon, scene: Scene, subject: Subject, rng: random.Random) -> say.Draft:
     """Content drawn for one prompt; no item twice."""
 
-    def some(lines: Sequence[str], count: int) -> list[Any]:
-        return [lexicon.clause(line, rng) for line in rng.sample(lines, min(count, len(lines)))]
+    def some(lines: Sequence[str], count: int, dress: float = 0.0) -> list[Clause]:
+        drawn = [lexicon.clause(line, rng) for line in rng.sample(lines, min(count, len(lines)))]
+        return [Clause(dressed(item.noun, looks.pop()), item.rest) if looks and rng.random() < dress else item for item in drawn]
 
+    looks = rng.sample(scene.looks, min(4, len(scene.looks)))  # none twice in a prompt
+    dress = _DRESS if scene.kind == "rigid" else 0.0  # what moves is often no thing: a shadow, rain
     phrase, head = head_of(lexicon.fill(subject.phrase, rng))
-    sides = some(scene.items["side"], 2)
+    if rng.random() < 1.5 * dress:
+        phrase = articles(dressed(phrase, looks.pop(), compound=True))
+    sides = some(scene.items["side"], 2, dress)
     pool = rng.choice(scene.light)
     if pool not in lexicon.light:
         raise ValueError(f"{subject.key}: no light pool named {pool!r}; there are {', '.join(sorted(lexicon.light))}")
@@ -87,7 +94,7 @@ def _draft(lexicon: Lexicon, scene: Scene, subject: Subject, rng: random.Random)
         place=lexicon.fill(rng.choice(subject.places), rng),
         space=scene.space,
         details=[clause(lexicon.fill(text, rng)) for text in rng.sample(subject.details, len(subject.details))],
-        near=some(scene.items["near"], 2),
+        near=some(scene.items["near"], 2, dress),
         left=sides[:1],
         right=sides[1:],
         far=some(scene.items["far"], 2),

@@ -83,8 +83,8 @@ def plain(verb: str) -> str:
 #: Verbs that double their last consonant before -ing.
 _DOUBLE = _set(
     "sit run dip cut hug skim drip spin stop wrap shut put set jut swim tip flap slip drop strip snap clap plan hop let "
-    "begin brim dot fan fur hum overlap pit rot shed spot star thin zigzag spiral unravel travel nod pat rip tug grip bob "
-    "bat dig slit trim step scan rub drag zip wag skip sag plot"
+    "begin stir bud split grin slit brim dot fan fur hum overlap pit rot shed spot star thin zigzag spiral unravel travel nod "
+    "pat rip tug grip bob bat dig trim step scan rub drag zip wag skip sag plot"
 )
 _ING = {
     "lie": "lying", "die": "dying", "tie": "tying", "are": "being", "have": "having", "vie": "vying", "singe": "singeing", "dye": "dyeing",
@@ -101,6 +101,40 @@ def participle(verb: str) -> str:
     if base.endswith("e") and not base.endswith(("ee", "oe", "ye")):
         return base[:-1] + "ing"
     return base + "ing"
+
+
+#: Words that show that a noun phrase already has its adjective, or that the next word is no noun that takes one.
+_DRESSED = _set(
+    "row pair few old new red blue green grey black white brown yellow gold silver pink amber big small tall low long "
+    "short wide narrow huge giant tiny little single lone half flat round square steep dark pale bright clear cold dry "
+    "wet open closed stone glass brass iron wood wooden paper felt clay second smaller bigger bank stand line string set "
+    "heap stack pile scatter patch mat bed wall first last other another more dozens same whole strip band spread"
+)
+_ADJECTIVAL = re.compile(r"(ed|en|ous|ful|less|ing|ern|ish|ic|al|y)$")
+
+
+def dressed(noun: str, adjective: str, compound: bool = False) -> str:
+    """A noun phrase with an adjective before its first word; unchanged if it has one, or belongs to somebody.
+
+    `compound`: two words may follow the article ("a noodle stall").
+    """
+    words = noun.split()
+    first = words[0].lower()
+    start = 1 if first in ("a", "an") or first in _NUMBERS else 0
+    if first in ("the", "its", "his", "her", "their", "one", "another") or len(words) <= start or "," in words[start]:
+        return noun
+    following = words[start].lower()
+    if following in _DRESSED or "-" in following or "'" in following or _ADJECTIVAL.search(following):
+        return noun
+    if (
+        not compound
+        and len(words) > start + 1
+        and words[start + 1].lower() not in _BREAKS
+        and words[start + 1].lower() != "and"
+        and start
+    ):
+        return noun
+    return " ".join([*words[:start], adjective, *words[start:]])
 
 
 def capital(text: str) -> str:

@@ -60,6 +60,8 @@ class Scene:
     items: dict[str, tuple[str, ...]]
     #: How far items are introduced: "outdoor", "indoor" or "table".
     space: str
+    #: Adjectives that fit most things here.
+    looks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,14 @@ def load() -> Lexicon:
     """The shipped lexicon. ValueError with file and scene for a malformed entry."""
     folder = resources.files("world_r1_prompts") / "lexicon"
     banks = yaml.safe_load((folder / "banks.yaml").read_text(encoding="utf-8"))
+    looks = yaml.safe_load((folder / "looks.yaml").read_text(encoding="utf-8"))
     scenes: dict[str, tuple[Scene, ...]] = {}
     for category in CATEGORIES:
         entries: list[Any] = []
         for file in sorted(folder.iterdir(), key=lambda f: f.name):
             if re.fullmatch(rf"{category}(_\w+)?\.yaml", file.name):
                 entries += yaml.safe_load(file.read_text(encoding="utf-8"))
-        scenes[category] = tuple(_scene(category, entry) for entry in entries)
+        scenes[category] = tuple(_scene(category, entry, looks[category]) for entry in entries)
     words = {name: tuple(_words(text)) for name, text in banks["words"].items()}
     light = {name: tuple(_lines(text)) for name, text in banks["light"].items()}
     return Lexicon(scenes, words, light)
@@ -126,17 +129,26 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.replace("\n", " ").split(",") if word.strip()]
 
 
-def _scene(category: str, entry: dict[str, Any]) -> Scene:
+def _scene(category: str, entry: dict[str, Any], looks: dict[str, str]) -> Scene:
     where = f"{category}/{entry.get('scene')}"
+    if entry.get("scene") not in looks:
+        raise ValueError(f"{where}: looks.yaml has no adjectives for it")
     flags = _flags(entry.get("flags", ""), where)
     items = {slot: tuple(_lines(entry.get(slot, ""))) for slot in SLOTS}
     for lines in items.values():
         for line in lines:
             clause(line)
     subjects = tuple(_subject(where, line, flags) for line in _lines(entry["subjects"]))
-    kind = "dynamic" if category == "dynamic" else "rigid"
     return Scene(
-        category, entry["scene"], kind, flags, tuple(entry["light"].split()), subjects, items, entry.get("space", "outdoor")
+        category=category,
+        name=entry["scene"],
+        kind="dynamic" if category == "dynamic" else "rigid",
+        flags=flags,
+        light=tuple(entry["light"].split()),
+        subjects=subjects,
+        items=items,
+        space=entry.get("space", "outdoor"),
+        looks=tuple(_words(looks[entry["scene"]])),
     )
 
 

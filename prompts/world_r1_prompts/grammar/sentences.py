@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from world_r1_prompts.grammar.english import Clause, capital, owned, predicate
@@ -56,7 +57,6 @@ SIDE = (
 SIDE_PAIRS = (
     ("on the left", "on the right"),
     ("to the left", "to the right"),
-    ("on one side", "on the other"),
     ("to the left of the {head}", "to its right"),
     ("at the left edge", "at the right edge"),
 )
@@ -70,6 +70,27 @@ GROUND = {
     "indoor": ("underfoot", "below", "at floor level", "around the {head}"),
     "table": ("underneath", "below", "all around", "around the {head}"),
 }
+_VERTICAL = frozenset(("underfoot", "below", "overhead", "above", "underneath", "beneath"))
+_PLACES = frozenset(
+    (
+        "underfoot",
+        "below",
+        "overhead",
+        "above",
+        "behind",
+        "beyond",
+        "distance",
+        "background",
+        "foreground",
+        "front",
+        "left",
+        "right",
+    )
+)
+_PREPOSITIONS = frozenset(
+    ("on", "in", "at", "to", "by", "with", "over", "under", "into", "from", "behind", "around", "along",
+     "across", "beneath", "beside", "between", "through", "above", "onto", "up", "against")
+)  # fmt: skip
 #: Verbs that may stand before their subject.
 _INVERTS = frozenset(
     ("stands", "sits", "lies", "rises", "hangs", "rests", "leans", "grows", "waits",
@@ -130,18 +151,18 @@ class Draft:
 
 def opening(d: Draft) -> str:
     """The first sentence: the subject in its place, told in one of a dozen ways."""
-    ways = [_plain, _plain, _apart, _light_first, _when_first]
+    ways = [_plain] * 4 + [_apart, _apart, _light_first, _when_first]
     verb, _, place = d.place[1:].partition(" ")
     if verb in _INVERTS and _LOCATIVE.match(place):
         ways += [_inverted, _inverted]
     if d.near:
-        ways += [_beyond, _near_first]
+        ways += [_beyond, _beyond, _near_first, _near_first]
     if d.far:
-        ways += [_far_first, _against]
+        ways += [_far_first, _against, _against]
     if d.left and d.right:
-        ways += [_between]
+        ways += [_between, _flanked]
     if d.left or d.right:
-        ways += [_beside]
+        ways += [_beside, _beside]
     if d.ground:
         ways += [_ground_first]
     for _ in range(8):
@@ -194,7 +215,7 @@ def _when_first(d: Draft) -> str:
 
 
 def _beyond(d: Draft) -> str:
-    word = d.rng.choice(("beyond", "behind", "past", "just behind", "a little way beyond"))
+    word = d.rng.choice(("beyond", "behind", "past"))
     near = d.near[-1]
     if len(near.noun.split()) > 9 or near.noun.startswith(("its ", "the only")):
         return ""
@@ -205,24 +226,38 @@ def _beyond(d: Draft) -> str:
 def _near_first(d: Draft) -> str:
     near = d.near.pop()
     pronoun = "them" if near.plural else "it"
-    link = d.rng.choice((f"and behind {pronoun}", f"; beyond {pronoun}", f"and just past {pronoun}", f"; behind {pronoun}"))
-    where = d.spot(NEAR[d.space])
-    start = f"{where}, {near.finite}" if d.rng.random() < 0.6 or len(near.rest.split()) > 4 else f"{near.finite} {where}"
-    return f"{start}{link if link.startswith(';') else ', ' + link}, {d.main}"
+    link = d.rng.choice((f", and behind {pronoun}", f"; beyond {pronoun}", f", and just past {pronoun}", f"; behind {pronoun}"))
+    return f"{near.finite}{_spot(d, NEAR, near)}{link}, {d.main}"
 
 
 def _far_first(d: Draft) -> str:
     far = d.far.pop()
-    closer = d.rng.choice(("nearer", "closer", "in front", "this side of it", "much closer"))
-    return f"{d.spot(FAR[d.space][:3])}, {far.finite}; {closer}, {d.main}"
+    closer = d.rng.choice(("nearer", "closer", "in front", "this side of it", "much closer", "in the middle distance"))
+    closer = "this side of them" if far.plural and closer == "this side of it" else closer
+    return f"{far.finite}{_spot(d, FAR, far)}; {closer}, {d.main}"
+
+
+def _spot(d: Draft, names: Mapping[str, tuple[str, ...]], item: Clause) -> str:
+    """A place behind a short predicate; none where the predicate says places itself."""
+    short = len(item.rest.split()) <= 3 and not set(item.rest.split()) & _PREPOSITIONS
+    return f" {d.spot(names[d.space][:3])}" if short else ""
+
+
+def _flanked(d: Draft) -> str:
+    """The subject with what stands to both sides of it, in one breath."""
+    left, right = d.left[-1], d.right[-1]
+    if len(left.absolute.split()) + len(right.absolute.split()) > 18:
+        return ""
+    d.left.pop(), d.right.pop()
+    return f"{d.main}, with {left.absolute} to the left and {right.absolute} to the right"
 
 
 def _against(d: Draft) -> str:
     far = d.far[-1]
-    if len(far.noun.split()) > 8:
+    if len(far.noun.split()) > 8 or far.rest.startswith("+") or not far.noun.startswith(("a ", "an ", "the ")):
         return ""
     d.far.pop()
-    return f"{d.rng.choice(('against', 'set against', 'in front of', 'backed by'))} {far.noun}, {d.main}" + _attach(d)
+    return f"{d.rng.choice(('against', 'before'))} {far.noun}, {d.main}" + _attach(d)
 
 
 def _between(d: Draft) -> str:
@@ -235,10 +270,11 @@ def _between(d: Draft) -> str:
 
 def _beside(d: Draft) -> str:
     side, items = d.rng.choice([pair for pair in (("left", d.left), ("right", d.right)) if pair[1]])
-    if len(items[-1].noun.split()) > 9:
+    if len(items[-1].noun.split()) > 9 or len(d.place.split()) > 8:
         return ""
     other = "right" if side == "left" else "left"
-    return f"to the {other} of {items.pop().noun}, {d.main}" + _attach(d)
+    where = d.rng.choice((f"{other} of", f"just {other} of", f"a little to the {other} of"))
+    return f"{d.main}, {where} {items.pop().noun}"
 
 
 def _ground_first(d: Draft) -> str:
@@ -248,11 +284,19 @@ def _ground_first(d: Draft) -> str:
 def placed(d: Draft, where: str, item: Clause) -> str:
     """A clause with its place: in front of it, behind it, or as an existential ("to the left is a wall stained by damp")."""
     draw = d.rng.random()
-    if draw < 0.25 and len(item.rest.split()) <= 4 and "," not in item.finite:
+    if _says_where(item, where):
+        return item.finite
+    if draw < 0.4 and len(item.rest.split()) <= 4 and not set(item.rest.replace("+", "").split()) & _PREPOSITIONS:
         return f"{item.finite} {where}"
-    if draw < 0.55:
+    if draw < 0.65:
         return f"{where} {'are' if item.plural else 'is'} {item.tight}"
     return f"{where}, {item.finite}"
+
+
+def _says_where(item: Clause, where: str) -> bool:
+    """Whether the clause already has the place, or another one of up and down."""
+    said, asked = set(item.rest.split()), set(where.split())
+    return bool(said & asked & _PLACES or (said & _VERTICAL and asked & _VERTICAL))
 
 
 def near(d: Draft) -> str:
@@ -283,7 +327,8 @@ def above(d: Draft) -> str:
 
 def ground(d: Draft) -> str:
     item = d.ground.pop()
-    return item.finite if d.rng.random() < 0.5 else f"{d.spot(GROUND[d.space])}, {item.finite}"
+    where = d.spot(GROUND[d.space])
+    return item.finite if _says_where(item, where) or d.rng.random() < 0.5 else f"{where}, {item.finite}"
 
 
 def light(d: Draft) -> str:

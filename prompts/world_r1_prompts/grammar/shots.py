@@ -165,8 +165,8 @@ def _step(moves: tuple[str, ...], rng: random.Random) -> dict[str, Any]:
     if speed or len(moves) > 1:
         return step
     chance, amounts = rng.random(), _AMOUNTS.get(_axis(moves[0]))
-    if chance < 0.06:
-        said[0]["extent"] = rng.choice(("slightly", "far"))
+    if chance < 0.05 and _axis(moves[0]) != "zoom":
+        said[0]["extent"] = "slightly"
     elif chance < 0.14 and amounts:
         said[0]["amount"] = float(rng.choice(amounts))
     elif 0.14 < chance < 0.18:
