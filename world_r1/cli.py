@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from world_r1 import __version__
+from world_r1 import __version__, cli_scale
 from world_r1.cli_prompts import prompts_app
 from world_r1.cli_rewards import app as rewards_app
 
@@ -42,6 +42,7 @@ app.add_typer(rewards_app, name="rewards")
 app.add_typer(prompts_app, name="prompts")
 app.add_typer(blockworld_app, name="blockworld")
 app.add_typer(bench_app, name="bench")
+cli_scale.register(app, bench_app)
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="Configuration (YAML).")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, for example flow.steps=8.")]
@@ -70,6 +71,12 @@ def train(
     overrides: Overrides = None,
     config: ConfigFile = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Build all parts tiny, sample, score and update once on the CPU, stop.")
+    ] = False,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="The architecture without its weights, for timing.")
+    ] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of configurations and stop.")] = False,
 ) -> None:
@@ -82,7 +89,10 @@ def train(
 
         print(config_docs.schema(), end="")
         return
-    settings = _config(config, overrides, "train")
+    settings = _config(config, [*(overrides or ()), *(["model.random_weights=full"] if random_weights else ())], "train")
+    if dry_run:
+        cli_scale.dry_run(settings)
+        return
     if print_config:
         import yaml
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,8 @@ def configured(switches: dict[str, Any] | None = None, **sections: Any) -> Confi
     tree: dict[str, Any] = {
         "seed": 7,
         "model": {"path": "blockworld", "device": "cpu", "lora": {"rank": 4, "alpha": 8.0}, "guidance_scale": 2.0},
-        "video": {"frames": 5, "height": 48, "width": 80},
-        "flow": {"steps": 3, "window": {"size": 2}},
+        "video": {"frames": 5, "height": 32, "width": 48},
+        "flow": {"steps": 2, "window": {"size": 1}},
         "algorithm": {"kl": {"beta": 0.1}},
         "optimizer": {"learning_rate": 1e-3, "micro_batch": 2},
         "prompts": {"groups": 1, "group_size": 2},
@@ -35,6 +36,19 @@ def configured(switches: dict[str, Any] | None = None, **sections: Any) -> Confi
     return parse(
         {key: {**tree.get(key, {}), **sections.get(key, {})} if isinstance(tree.get(key), dict) else tree[key] for key in tree}
     )
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
+    """`configured`, with a tiny random model and two trained steps: for what need not be seen on the embedded model."""
+    path = str(tiny_wan_pipeline(tmp_path_factory.mktemp("tiny")))
+
+    def make(switches: dict[str, Any] | None = None, **sections: Any) -> Config:
+        model = {"path": path, **sections.pop("model", {})}
+        flow = {"steps": 3, "window": {"size": 2}}
+        return configured(switches, model=model, video={"frames": 9, "height": 64, "width": 96}, flow=flow, **sections)
+
+    return make
 
 
 def one_step(config: Config) -> tuple[list[Rollout], dict[str, float], dict[str, np.ndarray], Any]:
@@ -84,29 +98,34 @@ def test_a_switch_changes_no_result(plain: Any, switches: dict[str, Any], tolera
         assert policy._text is None
 
 
-def test_compiled_blocks_give_the_same_numbers_and_one_program() -> None:
-    """Two blocks of a tiny model: one compilation for all, another for the pass without adapters; values to float32 rounding."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(tiny_wan_pipeline(folder))
-        small = {"path": path, "guidance_scale": 1.0}
-        video = {"frames": 5, "height": 32, "width": 48}
-        first = one_step(configured(model=small, video=video))
-        torch._dynamo.reset()
-        torch._dynamo.utils.counters.clear()
-        second = one_step(configured({"compile": True}, model=small, video=video))
-        programs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+def test_compiled_blocks_give_the_same_numbers_and_one_program(
+    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two blocks of a tiny model: one program for all, another for the pass without adapters. The tracer runs, its code generator not:
+    that takes minutes of a C++ compiler here, and is tested on a GPU."""
+    monkeypatch.setattr(speed, "COMPILER", "aot_eager")
+    small = {"guidance_scale": 1.0}
+    first = one_step(tiny(model=small))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    second = one_step(tiny({"compile": True}, model=small))
+    programs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     for ours, theirs in zip(second[0], first[0], strict=True):
         np.testing.assert_allclose(ours.x0, theirs.x0, atol=2e-5, rtol=0)
     assert second[1]["grad_norm"] == pytest.approx(first[1]["grad_norm"], rel=1e-3)
     assert 1 <= programs <= 6
 
 
+def test_the_embedded_models_sparse_rollout_and_update_have_ratio_exactly_one() -> None:
+    _, metrics, _, policy = one_step(configured({"attention": SPARSE}, video={"frames": 17, "height": 48, "width": 80}))
+    assert (metrics["ratio_mean"], metrics["ratio_std"]) == (1.0, 0.0)
+    assert len(policy.transformer.blocks) > 4
+
+
 @pytest.mark.parametrize("switches", [{}, {"guidance_batch": False}, {"checkpoint": 1.0}, {"latents": "bf16"}])
-def test_sparse_rollout_and_sparse_update_have_ratio_exactly_one(switches: dict[str, Any]) -> None:
+def test_sparse_rollout_and_sparse_update_have_ratio_exactly_one(tiny: Callable[..., Config], switches: dict[str, Any]) -> None:
     """With the plans of the rollout replayed, to the last bit; the reference and the policy see the same blocks."""
-    rollouts, metrics, _, policy = one_step(configured({**switches, "attention": SPARSE}))
+    rollouts, metrics, _, policy = one_step(tiny({**switches, "attention": SPARSE}))
     assert metrics["ratio_mean"] == 1.0
     assert metrics["ratio_std"] == 0.0
     assert metrics["kl_nats"] > 0
@@ -116,12 +135,12 @@ def test_sparse_rollout_and_sparse_update_have_ratio_exactly_one(switches: dict[
     assert np.unique(plans[0].packed).size > 1
 
 
-def test_sparse_attention_is_not_dense_and_plans_matter() -> None:
+def test_sparse_attention_is_not_dense_and_plans_matter(tiny: Callable[..., Config]) -> None:
     """Negative control: another video's plans, or none, move the log-prob; a missing video is an error."""
-    config = configured({"attention": SPARSE})
+    config = tiny({"attention": SPARSE})
     policy = load_policy(config)
     rollouts = sample_group(policy, config, PROMPT, 0, 0, 0).rollouts
-    dense = load_policy(configured())
+    dense = load_policy(tiny())
     batch = stack(policy, config, rollouts, torch.ones(2))
     x, sigma = batch.latents[:, 1], 0.6
     with torch.no_grad():
@@ -129,15 +148,15 @@ def test_sparse_attention_is_not_dense_and_plans_matter() -> None:
             kept = policy.velocity(x, sigma, batch.condition)
         with policy.replaying([rollout.plans[1] for rollout in reversed(rollouts)]):
             swapped = policy.velocity(x, sigma, batch.condition)
-        assert (kept - swapped).abs().max() > 1e-4
-        assert (kept - dense.velocity(x, sigma, batch.condition)).abs().max() > 1e-3
+        assert (kept - swapped).abs().max() > 1e-5
+        assert (kept - dense.velocity(x, sigma, batch.condition)).abs().max() > 1e-5
     with pytest.raises(ValueError, match="1 videos' attention plans are replayed"), policy.replaying([rollouts[0].plans[1]]):
         policy.velocity(x, sigma, batch.condition)
 
 
-def test_plans_do_not_depend_on_the_batch_they_were_drawn_in() -> None:
+def test_plans_do_not_depend_on_the_batch_they_were_drawn_in(tiny: Callable[..., Config]) -> None:
     """Recorded in one forward of four rows (as on a GPU) or video by video; replayed either way."""
-    config = configured({"attention": SPARSE})
+    config = tiny({"attention": SPARSE})
     policy = load_policy(config)
     x = torch.randn(2, *policy.latent_shape(config.video), generator=torch.Generator().manual_seed(0))
     sigma, condition = torch.full((2,), 0.7), policy.encode(["A red box.", "Camera push in. A cone."])
@@ -185,17 +204,18 @@ def test_checkpointing_takes_as_many_blocks_as_the_memory_asks_for() -> None:
     assert speed.free_bytes(torch.device("cpu")) > 2**20
 
 
-def test_bf16_latents_are_half_the_size_and_come_back() -> None:
-    rollouts = one_step(configured({"latents": "bf16"}))[0]
-    whole = one_step(configured())[0]
+def test_bf16_latents_are_half_the_size_and_come_back(tiny: Callable[..., Config]) -> None:
+    rollouts, metrics, _, _ = one_step(tiny({"latents": "bf16"}))
+    assert (metrics["ratio_mean"], metrics["ratio_std"]) == (1.0, 0.0)
+    whole = one_step(tiny())[0]
     assert rollouts[0].latents.nbytes * 2 == whole[0].latents.nbytes
     assert rollouts[0].latents.dtype == np.uint16
     with pytest.raises(ValueError, match="ratio_norm"):
         configured({"latents": "bf16"}, algorithm={"ratio_norm": True})
 
 
-def test_a_bf16_decoder_shows_the_same_picture() -> None:
-    config, other = configured(), configured({"vae_dtype": "bf16", "vae_channels_last": True})
+def test_a_bf16_decoder_shows_the_same_picture(tiny: Callable[..., Config]) -> None:
+    config, other = tiny(), tiny({"vae_dtype": "bf16", "vae_channels_last": True})
     policy, quick = load_policy(config, trainable=False), load_policy(other, trainable=False)
     z = torch.randn(1, *policy.latent_shape(config.video), generator=torch.Generator().manual_seed(0))
     difference = np.abs(policy.decode(z).astype(int) - quick.decode(z))

@@ -16,6 +16,8 @@ from world_r1.policies.sparse import SparseAttention
 
 log = logging.getLogger(__name__)
 
+#: The compiler of `compile_blocks`.
+COMPILER = "inductor"
 #: Share of the memory left that activations may take, the rest being for the optimizer step, fragmentation and peaks within a block.
 USABLE = 0.8
 
@@ -29,7 +31,7 @@ def compile_blocks(blocks: Sequence[nn.Module], sparse: SparseAttention | None =
     if sparse is not None:
         sparse.handle.attend = torch.compiler.disable(sparse.handle.attend)  # type: ignore[method-assign]
     for block in blocks:
-        block.compile(dynamic=False)
+        block.compile(dynamic=False, backend=COMPILER)
 
 
 def channels_last(module: nn.Module) -> nn.Module:
