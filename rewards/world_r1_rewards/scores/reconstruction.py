@@ -19,7 +19,8 @@ class Reconstruction(Reward):
     pixels, times coverage), times `link` (worst neighbouring frames; 0 across a cut), `order` (frames in order) and `motion` (0 for a
     frozen clip when the prompt commands motion; 1 when it asks for a fixed camera).
 
-    Option: `link` [low, high], the values of the worst link between which that factor rises from 0 to 1. The default tells a cut from a
+    Options: `rigidity` "graded" as above, or "inliers", the share of flow within a third of a pixel and 3 % of the reconstruction's, which
+    within a group of similar videos says more of other measures of consistency. `link` [low, high], the values of the worst link between which that factor rises from 0 to 1. The default tells a cut from a
     wobble; for training, where every video of a group hangs together, [0, 0.15] leaves out what is mostly noise of the measurement.
     """
 
@@ -27,15 +28,18 @@ class Reconstruction(Reward):
     parts = ("appearance", "rigidity", "link", "order", "motion")
     rigid_wins = 0.15
 
-    def __init__(self, link: Sequence[float] = (0.1, 0.5)) -> None:
+    def __init__(self, link: Sequence[float] = (0.1, 0.5), rigidity: str = "graded") -> None:
+        if rigidity not in ("graded", "inliers"):
+            raise ValueError(f"reconstruction: rigidity is graded or inliers, got {rigidity!r}")
         if len(link) != 2 or not 0 <= link[0] < link[1]:
             raise ValueError(f"reconstruction: link is [low, high] with 0 <= low < high, got {list(link)}")
         self.low, self.high = link
+        self.graded = rigidity == "graded"
 
     def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
         geometry: Geometry = evidence["geometry"]
         appearance = ramp(geometry.correlation, 0.0, 1.0)
-        rigidity = geometry.rigidity * min(1.0, geometry.coverage / 0.9)
+        rigidity = (geometry.rigidity if self.graded else geometry.inliers) * min(1.0, geometry.coverage / 0.9)
         link = ramp(geometry.link, self.low, self.high)
         order = ramp(geometry.straightness, 0.5, 0.85)
         motion = motion_gate(clip, geometry)
