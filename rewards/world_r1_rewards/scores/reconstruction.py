@@ -20,8 +20,9 @@ class Reconstruction(Reward):
     frozen clip when the prompt commands motion; 1 when it asks for a fixed camera).
 
     Options: `rigidity` "graded" as above, or "inliers", the share of flow within a third of a pixel and 3 % of the reconstruction's, which
-    within a group of similar videos says more of other measures of consistency. `link` [low, high], the values of the worst link between which that factor rises from 0 to 1. The default tells a cut from a
-    wobble; for training, where every video of a group hangs together, [0, 0.15] leaves out what is mostly noise of the measurement.
+    within a group of similar videos says more of other measures of consistency. `link` [low, high], the values of the worst link
+    between which that factor rises from 0 to 1: the default tells a cut from a wobble; for training, where every video of a group hangs
+    together, [0, 0.15] leaves out what is mostly noise of the measurement.
     """
 
     name, needs = "reconstruction", ("geometry",)
