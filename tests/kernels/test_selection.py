@@ -57,18 +57,17 @@ def test_masses_and_the_blocks_that_the_budget_pays_for(n_q: int, n_k: int, head
     ],
 )
 def test_plans_are_those_of_the_specification(config: PyramidConfig) -> None:
-    for n in (203, 256):
-        q, k = inputs(n, n, heads=2, batch=1)
-        plan = make_plan(q, k, config, backend="triton").check()
-        expected = make_plan(q, k, config, backend="reference")
-        assert (plan.levels != expected.levels).float().mean() < 2e-3, "more than a near tie"
-        assert torch.equal(plan.keys.sum((-1, -2)), expected.keys.sum((-1, -2))) or plan.attention_density <= config.density
-        assert plan.density == pytest.approx(expected.density, abs=2e-3)
+    n = 256 if config.allocation == "quota" else 139
+    q, k = inputs(n, n)
+    plan = make_plan(q, k, config, backend="triton").check()
+    expected = make_plan(q, k, config, backend="reference")
+    assert torch.equal(plan.levels, expected.levels)
+    assert plan.density == expected.density
 
 
 @pytest.mark.parametrize("allocation", ["budget", "quota"])
 def test_ties_go_to_the_lower_block(allocation: str) -> None:
-    q, k = torch.randn(1, 1, 64, 16), torch.ones(1, 1, 160, 16)
+    q, k = torch.zeros(1, 1, 64, 16), torch.ones(1, 1, 160, 16)  # every logit is the same, to the bit
     for backend in ("triton", "reference"):
         config = PyramidConfig(density=0.65, block=32, allocation=allocation)
         levels = make_plan(q, k, config, backend=backend).levels
