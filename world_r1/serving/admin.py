@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -18,8 +19,9 @@ from world_r1.serving.config import ServingConfig
 from world_r1.types import Clip, Verdict
 
 
-def connect(address: str | None, *, start: bool = False) -> None:
-    """Join the Ray cluster at `address`, or the one that runs on this machine; with `start`, start a node here if there is none.
+def connect(address: str | None, *, start: float | None = None) -> None:
+    """Join the Ray cluster at `address`, or the one that runs on this machine; with `start`, start a node here if there is none, with so
+    many CPUs beyond those that the machine has (reservations are logical, and pools must leave room for a run).
 
     Raises PoolError if there is none to join.
     """
@@ -30,18 +32,19 @@ def connect(address: str | None, *, start: bool = False) -> None:
     try:
         ray.init(address=address or os.environ.get("RAY_ADDRESS") or "auto", **settings)
     except Exception as error:  # a bare Exception is what Ray raises when its own processes are slow to start
-        if not start or address:
+        if start is None or address:
             where = f"at {address}" if address else "on this machine (RAY_ADDRESS is not set)"
             raise PoolError(
                 f"no Ray cluster {where}; start one with `ray start --head` or `rewards up --start-ray`, or give --address"
             ) from error
-        _start_node()
+        _start_node(start)
         ray.init(address="auto", **settings)
 
 
-def _start_node() -> None:
-    """A head node on loopback that outlives this process; `ray stop` ends it."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--node-ip-address=127.0.0.1", "--port=0"]
+def _start_node(extra: float) -> None:
+    """A head node that outlives this process; `ray stop` ends it. Ray listens on every interface."""
+    cpus = (os.cpu_count() or 1) + math.ceil(extra)
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port=0", f"--num-cpus={cpus}"]
     command += ["--include-dashboard=false", "--disable-usage-stats"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
@@ -50,7 +53,7 @@ def _start_node() -> None:
 
 def up(address: str | None, config: ServingConfig, start: bool = False) -> Iterator[str]:
     """Start every pool of a file; yields a line for each. Raises for the first that does not start; those before it run on."""
-    connect(address, start=start)
+    connect(address, start=sum(pool.cpus * pool.replicas.max for pool in config.pools.values()) if start else None)
     for name, pool in config.pools.items():
         client.up(name, pool)
         rewards = ", ".join(entry.key for entry in pool.rewards.rewards)
