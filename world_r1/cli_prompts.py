@@ -131,6 +131,20 @@ def import_world_r1(
     print(f"{out}: {len(records)} records, {sum(r.camera is not None for r in records)} with a camera plan")
 
 
+@prompts_app.command("blockworld")
+def blockworld(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where blockworld_SPLIT.jsonl go.")],
+    train: Annotated[int, typer.Option(min=1)] = 2000,
+    dynamic: Annotated[int, typer.Option(min=1)] = 400,
+    test: Annotated[int, typer.Option(min=1)] = 128,
+) -> None:
+    """Write prompts of the embedded world, each with the attributes of its scene."""
+    from world_r1.curation import export_blockworld
+
+    for path in export_blockworld(out, {"train": train, "dynamic": dynamic, "test": test}):
+        print(path)
+
+
 @prompts_app.command("compare")
 def compare(
     files: Files,

@@ -162,3 +162,26 @@ def compare(ours: Sequence[Record], theirs: Sequence[Record], *, embeddings: boo
         rows.append({"set": name} | asdict(measures.diversity(part, tokens, prompts, embeddings=embeddings)))
     similarity, mine, other = measures.closest(*texts)
     return [*rows, {"set": "closest pair", "jaccard": round(similarity, 3), "first": ours[mine].id, "other": theirs[other].id}]
+
+
+def export_blockworld(folder: Path, counts: Mapping[str, int]) -> list[Path]:
+    """Write `blockworld_<split>.jsonl` with the first prompts of each split and the attributes of their scenes; returns the files.
+
+    The records are those of `load_prompts("blockworld:SPLIT:COUNT")`, so a file and the generated set are the same prompts.
+    """
+    import json
+
+    from world_r1_prompts import store
+
+    from world_r1.prompts import load_prompts
+
+    written = []
+    for split, count in counts.items():
+        prompts = load_prompts(f"blockworld:{split}:{count}")
+        lines = [
+            json.dumps({"id": p.id, "text": p.text, "kind": p.kind, "attributes": p.attributes}, separators=(",", ":"))
+            for p in prompts
+        ]
+        written.append(folder / f"blockworld_{split}.jsonl")
+        store.write(written[-1], "".join(line + "\n" for line in lines).encode())
+    return written

@@ -156,7 +156,7 @@ def test_the_camera_fits_the_content(candidates: list[Record]) -> None:
 def test_a_move_has_something_to_show(candidates: list[Record]) -> None:
     sides = [found for found in candidates if set(shots.moves_of(found.camera)) == {"pan left"}]
     assert sides
-    assert all("left" in found.base for found in sides)
+    assert all("left" in found.base or "right of" in found.base for found in sides)
 
 
 def test_the_plan_is_what_the_text_says(camera: Camera, candidates: list[Record]) -> None:
@@ -499,6 +499,12 @@ def test_plots_are_pictures(tmp_path: Path, candidates: list[Record]) -> None:
         pixels = np.asarray(Image.open(tmp_path / name).convert("RGB"))
         assert pixels.shape[1] == 760
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 10
+
+
+def test_blockworld_files_are_the_generated_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["prompts", "blockworld", "-o", str(tmp_path), "--train", "5", "--dynamic", "3", "--test", "2"]) == 0
+    for split, count in (("train", 5), ("dynamic", 3), ("test", 2)):
+        assert load_prompts(str(tmp_path / f"blockworld_{split}.jsonl")) == load_prompts(f"blockworld:{split}:{count}")
 
 
 # ---------------------------------------------------------------- the shipped set

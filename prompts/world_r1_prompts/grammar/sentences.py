@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from world_r1_prompts.grammar.english import Clause, capital, owned, predicate
 
@@ -96,6 +96,7 @@ _INVERTS = frozenset(
     ("stands", "sits", "lies", "rises", "hangs", "rests", "leans", "grows", "waits",
      "floats", "looms", "towers", "crouches", "perches", "nestles", "sprawls", "clings")
 )  # fmt: skip
+_POSSESSIVE = re.compile(r"\b(its|his|her|their) ")
 _LOCATIVE = re.compile(
     r"^(on|in|at|beside|beneath|above|under|among|between|along|against|over|inside|near|behind|amid|atop|below|across|deep)\b"
 )
@@ -122,7 +123,8 @@ class Draft:
     light: list[Clause]
     #: "at first light", or "".
     when: str = ""
-    said: list[str] = field(default_factory=list)
+    #: Whether "its" in the next sentence can only be the subject's.
+    clear: bool = True
 
     @property
     def the(self) -> str:
@@ -135,14 +137,16 @@ class Draft:
 
     def own(self, clause: Clause) -> Clause:
         """A detail with "its" turned into "their" for a plural subject."""
-        if self.plural and re.match(r"(its|his|her) ", clause.noun):
-            return Clause("their " + clause.noun.partition(" ")[2], clause.rest)
-        return clause
+        if not self.plural:
+            return clause
+        return Clause(_POSSESSIVE.sub("their ", clause.noun, count=1), _POSSESSIVE.sub("their ", clause.rest, count=1))
 
     def named(self, clause: Clause) -> Clause:
         """A detail whose possessive names the subject, for sentences that stand apart from it."""
-        word, _, noun = clause.noun.partition(" ")
-        return Clause(f"{owned(self.head, self.plural)} {noun}", clause.rest) if word in ("its", "his", "her", "their") else clause
+        owner = owned(self.head, self.plural)
+        if _POSSESSIVE.match(clause.noun):
+            return Clause(f"{owner} {clause.noun.partition(' ')[2]}", clause.rest)
+        return Clause(clause.noun, _POSSESSIVE.sub(f"{owner} ", clause.rest, count=1))
 
     def spot(self, options: tuple[str, ...]) -> str:
         """One of the place phrases, with the subject's name filled in."""
@@ -249,6 +253,7 @@ def _flanked(d: Draft) -> str:
     if len(left.absolute.split()) + len(right.absolute.split()) > 18:
         return ""
     d.left.pop(), d.right.pop()
+    d.clear = False
     return f"{d.main}, with {left.absolute} to the left and {right.absolute} to the right"
 
 
@@ -274,6 +279,7 @@ def _beside(d: Draft) -> str:
         return ""
     other = "right" if side == "left" else "left"
     where = d.rng.choice((f"{other} of", f"just {other} of", f"a little to the {other} of"))
+    d.clear = False
     return f"{d.main}, {where} {items.pop().noun}"
 
 
@@ -337,10 +343,11 @@ def light(d: Draft) -> str:
 
 def detail(d: Draft, close: bool) -> str:
     """One or two details; `close`: the subject was named in the sentence before, so "its" is clear."""
-    how = d.own if close and d.rng.random() < 0.6 else d.named
-    first = how(d.details.pop()).finite
+    how = d.own if close and d.clear and d.rng.random() < 0.6 else d.named
+    item = d.details.pop()
+    first = how(item).finite
     if d.details and d.rng.random() < 0.45:
-        second = d.own(d.details.pop()).finite
+        second = (d.own if _POSSESSIVE.match(item.noun) else d.named)(d.details.pop()).finite
         return f"{first}{d.rng.choice((', and ', '; ', ', while '))}{second}"
     return first
 
