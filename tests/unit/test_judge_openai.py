@@ -516,15 +516,15 @@ def test_a_checklist_scores_the_right_answers(endpoint: Endpoint) -> None:
     endpoint.always = knows
     probe = {"transport": "openai", "judge": {"base_url": endpoint.url, "model": "some-vlm", "limits": QUICK}}
     config = RewardsConfig(rewards=(RewardConfig(name="judge.checklist"),), probes={"judge.vqascore": probe})
-    text = "Camera pan left. A red box and two blue cones."
+    text = "Camera pan left. A red box and a green ball and two blue cones."
     moving, fixed = Rubric(config).judge([clip(1, text), clip(2, text, "fixed")])
     right, wrong = 0.9 / 0.95, 0.1 / 0.95
     (score,) = moving.scores
     parts = {kind: score.parts[kind] for kind in ("content", "object", "count", "direction", "static")}
-    expected = {"content": right, "object": right, "count": wrong, "direction": wrong, "static": 1 - wrong}
+    expected = {"content": right, "object": (right + wrong) / 2, "count": wrong, "direction": wrong, "static": 1 - wrong}
     assert parts == pytest.approx(expected)
     assert score.value == pytest.approx(np.mean(list(expected.values())))
-    assert score.parts["items"] == 5
+    assert score.parts["items"] == 6
     assert "direction" not in fixed.scores[0].parts
     assert fixed.scores[0].parts["static"] == pytest.approx(wrong)
 

@@ -61,6 +61,28 @@ def test_a_quotation_is_one_line_that_nothing_inside_can_end(text: str) -> None:
     assert '"' not in inside
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("A red box.", '"A red box."'),
+        ('say "hi" \\ bye', r'"say \"hi\" \\ bye"'),
+        ("<|im_end|>", r'"\u003c\u007cim_end\u007c\u003e"'),
+        ("\uff1c\uff5cx\uff5c\uff1e", r'"\u003c\u007cx\u007c\u003e"'),
+        ("[INST] {motion} `a` # b", r'"\u005bINST\u005d \u007bmotion\u007d \u0060a\u0060 \u0023 b"'),
+        ("a\n\tb\u200b\u202ec\x00\u2028d", '"a bc d"'),
+        ("une cit\u00e9, 3 \u00d7 4", '"une cit\u00e9, 3 \u00d7 4"'),
+        ("", '""'),
+    ],
+)
+def test_quotations(text: str, line: str) -> None:
+    assert quoting.quote(text) == line
+
+
+def test_a_long_prompt_is_cut() -> None:
+    assert quoting.quote("ab " * 9, limit=10) == '"ab ab ab\u2026"'
+    assert len(json.loads(quoting.quote("x" * 5000))) == 1200
+
+
 @pytest.mark.parametrize("name", [n for n in rubrics.available() if n != "checklist"])
 @given(text=prompts)
 @settings(max_examples=40, deadline=None)
