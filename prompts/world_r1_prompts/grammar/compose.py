@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from world_r1_prompts.grammar import sentences as say
 from world_r1_prompts.grammar import shots
-from world_r1_prompts.grammar.english import Clause, articles, clause, dressed
+from world_r1_prompts.grammar.english import Clause, articles, clause, dressed, noun_of
 from world_r1_prompts.grammar.lexicon import Lexicon, Scene, Subject, head_of, plural_subject
 from world_r1_prompts.record import Record
 
@@ -71,7 +71,13 @@ def _draft(lexicon: Lexicon, scene: Scene, subject: Subject, rng: random.Random)
     """Content drawn for one prompt; no item twice."""
 
     def some(lines: Sequence[str], count: int, dress: float = 0.0) -> list[Clause]:
-        drawn = [lexicon.clause(line, rng) for line in rng.sample(lines, min(count, len(lines)))]
+        """Clauses whose nouns were not named before."""
+        drawn: list[Clause] = []
+        for line in rng.sample(lines, min(count + 2, len(lines))):
+            item = lexicon.clause(line, rng)
+            if len(drawn) < count and not (words := {noun_of(item.noun).removesuffix("s")} - {""}) & named:
+                named.update(words)
+                drawn.append(item)
         return [Clause(dressed(item.noun, looks.pop()), item.rest) if looks and rng.random() < dress else item for item in drawn]
 
     looks = rng.sample(scene.looks, min(4, len(scene.looks)))  # none twice in a prompt
@@ -79,6 +85,8 @@ def _draft(lexicon: Lexicon, scene: Scene, subject: Subject, rng: random.Random)
     phrase, head = head_of(lexicon.fill(subject.phrase, rng))
     if rng.random() < 1.5 * dress:
         phrase = articles(dressed(phrase, looks.pop(), compound=True))
+    place = lexicon.fill(rng.choice(subject.places), rng)
+    named = {word.strip(",").removesuffix("s") for word in f"{phrase} {place}".lower().split()}
     sides = some(scene.items["side"], 2, dress)
     pool = rng.choice(scene.light)
     if pool not in lexicon.light:
@@ -91,7 +99,7 @@ def _draft(lexicon: Lexicon, scene: Scene, subject: Subject, rng: random.Random)
         subject=phrase,
         head=head,
         plural=plural_subject(phrase),
-        place=lexicon.fill(rng.choice(subject.places), rng),
+        place=place,
         space=scene.space,
         details=[clause(lexicon.fill(text, rng)) for text in rng.sample(subject.details, len(subject.details))],
         near=some(scene.items["near"], 2, dress),

@@ -113,6 +113,17 @@ _DRESSED = _set(
 _ADJECTIVAL = re.compile(r"(ed|en|ous|ful|less|ing|ern|ish|ic|al|y)$")
 
 
+def noun_of(phrase: str) -> str:
+    """The head of a noun phrase: "wall" of "a wall of old posters", "of" and its like ending it."""
+    words = phrase.lower().replace(",", "").split()
+    end = next((k for k, word in enumerate(words) if word in _BREAKS and k), len(words))
+    head = words[end - 1] if words else ""
+    # "a row of lockers" is about lockers.
+    if head in _DRESSED and end < len(words) and words[end] == "of":
+        return noun_of(" ".join(words[end + 1 :])) if end + 1 < len(words) else head
+    return head
+
+
 def dressed(noun: str, adjective: str, compound: bool = False) -> str:
     """A noun phrase with an adjective before its first word; unchanged if it has one, or belongs to somebody.
 
