@@ -18,7 +18,7 @@ from world_r1_kernels.pyramid_attention import Plan, PyramidConfig, launch, make
 
 def rests_for(density: float) -> tuple[int, ...]:
     """Tokens behind a rest token that are tried at this density: each costs 1/rest of it, and full blocks run faster."""
-    return (64, 32) if density == 0.10 else (64,) if density < 0.2 else (32,)
+    return {0.05: (128,), 0.10: (128, 64), 0.15: (64,), 0.20: (64,), 0.30: (32,)}.get(density, (64,))
 
 
 def shape(shape: Shape, densities: Sequence[float], steps: Steps, device: torch.device, dense: dict[str, float]) -> None:

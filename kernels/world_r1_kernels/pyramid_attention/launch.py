@@ -227,8 +227,7 @@ def attend(
         )  # fmt: skip
 
 
-def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:
-    """Memory for descriptors that a kernel makes itself."""
+def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:  # for descriptors that a kernel makes itself
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
@@ -255,6 +254,8 @@ class Backward:
     """q, k, v, dO, the pyramid, log-sum-exp, delta, map: the kernels' first arguments."""
     shapes: tuple[float | int, ...]
     lengths: torch.Tensor
+    square: torch.Tensor
+    """|q|^2 [B, H, Nq]."""
 
     @property
     def tma(self) -> bool:
@@ -311,19 +312,19 @@ def prepare_backward(
     settings: BackwardSettings,
     bnhd: bool,
 ) -> Backward:
-    """Pyramid, lists and rowsum(dO O) - dLSE."""
+    """Pyramid, lists, rowsum(dO O) - dLSE and |q|^2."""
     g = Geometry.of(q, k, plan, bnhd)
     pyramid = pool(k, v, plan.lengths, g)
     listed = lists(plan, pyramid, g)
-    delta = torch.empty_like(lse)
+    delta, square = torch.empty_like(lse), torch.empty_like(lse)
     backward_kernels.delta_kernel[(g.nq, g.heads, g.batch)](
-        out, grad_out, delta if grad_lse is None else grad_lse, delta, g.heads, g.n_q,
+        q, out, grad_out, delta if grad_lse is None else grad_lse, delta, square, g.heads, g.n_q,
         D=g.width, BM=g.block, BNHD=g.bnhd, LSE_GRAD=grad_lse is not None, num_warps=4,
     )  # fmt: skip
     sources = (q, k, v, grad_out, pyramid.keys, pyramid.values, pyramid.bias, pyramid.variance, lse, delta, plan.levels)
     shapes = (scale, g.heads, g.group, g.n_q, g.n_k, g.nq, g.nk, g.rows)
     lengths = plan.levels if plan.lengths is None else plan.lengths
-    return Backward(plan, settings, g, pyramid, listed, sources, shapes, lengths)
+    return Backward(plan, settings, g, pyramid, listed, sources, shapes, lengths, square)
 
 
 def grad_q(work: Backward) -> torch.Tensor:
@@ -380,7 +381,7 @@ def grad_pooled(work: Backward) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
             blocks, counts = transpose(plan.levels, size, size // 2, g)
             count = g.nk * g.block // size
             backward_kernels.grad_pooled_kernel[(blocks.shape[2], g.kv_heads, g.batch)](
-                *work.queries(q_tile), *work.sources, blocks, counts, work.lengths, work.listed.seen, keys, values, variance,
+                *work.queries(q_tile), *work.sources, blocks, counts, work.lengths, work.listed.seen, work.square, keys, values, variance,
                 g.seen_width, *work.shapes, base, count, g.rows, 0, 1,
                 **common, SIZE=size, TP=half, DENSE=False,
             )  # fmt: skip
@@ -391,7 +392,7 @@ def grad_pooled(work: Backward) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
         splits = max(1, min(s.splits, g.nq))
         parts = [torch.empty(splits, g.batch, g.kv_heads, count, *x, **new) for x in ((g.width,), (g.width,), ())]
         backward_kernels.grad_pooled_kernel[(tiles * splits, g.kv_heads, g.batch)](
-            *work.queries(q_tile), *work.sources, plan.levels, plan.levels, work.lengths, work.listed.seen, *parts,
+            *work.queries(q_tile), *work.sources, plan.levels, plan.levels, work.lengths, work.listed.seen, work.square, *parts,
             g.seen_width, *work.shapes, g.bases[3], count, count, tiles, splits,
             **common, SIZE=g.rest, TP=tile, DENSE=True,
         )  # fmt: skip

@@ -186,6 +186,26 @@ def pooled_rows(t, n2, n4, n8, LIST, base2, base4, base8, BK: tl.constexpr, TP: 
 
 
 @triton.jit
+def edge_block(LEVELS, i, last, nk, BK: tl.constexpr, CAUSAL: tl.constexpr):
+    """The key block that needs a mask, the causal diagonal or the short last one, and whether query block i sees it token by token."""
+    j = i if CAUSAL else (last - 1) // BK
+    seen_in_full = tl.load(LEVELS + tl.minimum(j, nk - 1)) == 1
+    if not CAUSAL:
+        seen_in_full = seen_in_full & ((j + 1) * BK > last)
+    return j, seen_in_full
+
+
+@triton.jit
+def edge_tile(K, V, first, last, m_of, k_row, k_col, k_ld, D: tl.constexpr, TN: tl.constexpr, CAUSAL: tl.constexpr):
+    """TN keys and values of the masked block from token `first` on, and which queries m_of see which of them."""
+    c = first + tl.arange(0, TN)
+    at = (k_row + c).to(tl.int64)[:, None] * k_ld + k_col + tl.arange(0, D)[None, :]
+    k = tl.load(K + at, mask=c[:, None] < last, other=0.0)
+    v = tl.load(V + at, mask=c[:, None] < last, other=0.0)
+    return k, v, (c < last)[None, :] & ((c[None, :] <= m_of[:, None]) if CAUSAL else (m_of >= 0)[:, None])
+
+
+@triton.jit
 def _full_blocks(
     q, m, norm, acc, k_desc, v_desc, K, V, blocks, number, step, k_row, k_col, k_ld,
     D: tl.constexpr, BK: tl.constexpr, TN: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, SPECIALISE: tl.constexpr,
@@ -252,17 +272,10 @@ def _other_parts(
             s = correct(tl.dot(q, k.T) * step, bias, tl.load(VAR + at, mask=real, other=0.0), square, CORRECT)
             m, norm, acc = _update(s, v, m, norm, acc)
     if EDGE:
-        j = i if CAUSAL else (last - 1) // BK
-        seen_in_full = tl.load(LEVELS + row * nk + tl.minimum(j, nk - 1)) == 1
-        if not CAUSAL:
-            seen_in_full = seen_in_full & ((j + 1) * BK > last)
+        j, seen_in_full = edge_block(LEVELS + row * nk, i, last, nk, BK, CAUSAL)
         if seen_in_full:
-            for half in tl.range(0, BK // TN):
-                c = j * BK + half * TN + tl.arange(0, TN)
-                at = (k_row + c).to(tl.int64)[:, None] * k_ld + k_col + d[None, :]
-                k = tl.load(K + at, mask=c[:, None] < last, other=0.0)
-                v = tl.load(V + at, mask=c[:, None] < last, other=0.0)
-                seen = (c < last)[None, :] & ((c[None, :] <= m_of[:, None]) if CAUSAL else (m_of >= 0)[:, None])
+            for part in tl.range(0, BK // TN):
+                k, v, seen = edge_tile(K, V, j * BK + part * TN, last, m_of, k_row, k_col, k_ld, D, TN, CAUSAL)
                 m, norm, acc = _update(tl.where(seen, tl.dot(q, k.T) * step, -float("inf")), v, m, norm, acc)
     return m, norm, acc
 

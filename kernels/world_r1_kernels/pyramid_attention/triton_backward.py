@@ -18,15 +18,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from world_r1_kernels.pyramid_attention.triton import EMPTY, LOG2E, correct, origin, pooled_rows
+from world_r1_kernels.pyramid_attention.triton import EMPTY, LOG2E, correct, edge_block, edge_tile, origin, pooled_rows
 
 
 @triton.jit
 def delta_kernel(
-    OUT, GRAD, GRAD_LSE, DELTA, heads, n_q,
+    Q, OUT, GRAD, GRAD_LSE, DELTA, SQUARE, heads, n_q,
     D: tl.constexpr, BM: tl.constexpr, BNHD: tl.constexpr, LSE_GRAD: tl.constexpr,
 ):  # fmt: skip
-    """rowsum(dO O) - dLSE per query."""
+    """rowsum(dO O) - dLSE, and |q|^2, per query."""
     i, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row, col = origin(b, h, heads, n_q, D, BNHD)
     ld = heads * D if BNHD else D
@@ -40,6 +40,8 @@ def delta_kernel(
     if LSE_GRAD:
         delta -= tl.load(GRAD_LSE + stat, mask=inside, other=0.0)
     tl.store(DELTA + stat, delta, mask=inside)
+    q = tl.load(Q + at, mask=inside[:, None], other=0.0).to(tl.float32)
+    tl.store(SQUARE + stat, tl.sum(q * q, 1), mask=inside)
 
 
 @triton.jit
@@ -120,17 +122,10 @@ def grad_q_kernel(
                 free = square[:, None] * variance[None, :] < bias[None, :]
                 spread += tl.sum(tl.where(free, ds * variance[None, :], 0.0), 1)
     if EDGE:
-        j = i if CAUSAL else (last - 1) // BK
-        seen_in_full = tl.load(LEVELS + row * nk + tl.minimum(j, nk - 1)) == 1
-        if not CAUSAL:
-            seen_in_full = seen_in_full & ((j + 1) * BK > last)
+        j, seen_in_full = edge_block(LEVELS + row * nk, i, last, nk, BK, CAUSAL)
         if seen_in_full:
             for part in tl.range(0, BK // TN):
-                c = j * BK + part * TN + tl.arange(0, TN)
-                at = (k_row + c).to(tl.int64)[:, None] * k_ld + k_col + d[None, :]
-                k = tl.load(K + at, mask=c[:, None] < last, other=0.0)
-                v = tl.load(V + at, mask=c[:, None] < last, other=0.0)
-                seen = (c < last)[None, :] & ((c[None, :] <= m_of[:, None]) if CAUSAL else (m_of >= 0)[:, None])
+                k, v, seen = edge_tile(K, V, j * BK + part * TN, last, m_of, k_row, k_col, k_ld, D, TN, CAUSAL)
                 p = tl.where(seen, tl.math.exp2(tl.dot(q, k.T) * step - lse[:, None]), 0.0)
                 ds = p * (tl.dot(grad, v.T) - delta[:, None])
                 dq = tl.dot(ds.to(k.dtype), k, dq)
@@ -156,7 +151,7 @@ def grad_q_kernel(
 
 @triton.jit
 def grad_pooled_kernel(
-    q_desc, g_desc, Q, K, V, GRAD, KP, VP, BIAS, VAR, LSE, DELTA, LEVELS, LIST, COUNT, LENGTHS, SEEN, GRAD_K, GRAD_V, GRAD_VAR,
+    q_desc, g_desc, Q, K, V, GRAD, KP, VP, BIAS, VAR, LSE, DELTA, LEVELS, LIST, COUNT, LENGTHS, SEEN, SQUARE, GRAD_K, GRAD_V, GRAD_VAR,
     width, scale, heads, group, n_q, n_k, nq, nk, rows, base, count, out_rows, tiles, splits,
     D: tl.constexpr, BK: tl.constexpr, TP: tl.constexpr, QT: tl.constexpr, SIZE: tl.constexpr, DENSE: tl.constexpr,
     CORRECT: tl.constexpr, CAUSAL: tl.constexpr, VARLEN: tl.constexpr, BNHD: tl.constexpr,
@@ -215,7 +210,7 @@ def grad_pooled_kernel(
             stat = (b * heads + h).to(tl.int64) * n_q + m_of
             lse = _log2_sum(LSE, stat, inside)
             delta = tl.load(DELTA + stat, mask=inside, other=0.0)
-            square = tl.sum(q.to(tl.float32) * q.to(tl.float32), 1) * unit
+            square = tl.load(SQUARE + stat, mask=inside, other=0.0) * unit
             s = tl.dot(k, q.T) * step
             if CORRECT:
                 s += tl.minimum(variance[:, None] * (square * LOG2E)[None, :] + seen[:, None], 2 * seen[:, None])

@@ -108,9 +108,9 @@ BACKWARD_CANDIDATES: dict[str, tuple[dict[str, int], ...]] = {
     "pooled": tuple(
         {"pooled_tile": tile, "pooled_warps": warps, "rest_tile": rest, "splits": splits, "pooled_stages": stages}
         for rest, tile, warps, splits, stages in (
+            (128, 32, 8, 16, 3),
             (128, 64, 8, 16, 2),
             (64, 64, 4, 16, 2),
-            (128, 32, 8, 16, 3),
             (64, 32, 4, 16, 3),
             (64, 64, 8, 16, 2),
             (128, 64, 8, 32, 2),
