@@ -45,7 +45,7 @@ def _attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     plan = _plan(q, k, levels.contiguous(), lengths, bnhd, block, rest, sizes, has_rest, everywhere, correction, causal)
-    return launch.forward(q, k, v, plan, scale, forward_settings(q.device, q.shape[-1]), bnhd)
+    return launch.forward(q, k, v, plan, scale, forward_settings(q.device, q.shape[-1]).for_block(block), bnhd)
 
 
 @_attend.register_fake
@@ -82,7 +82,7 @@ def _attend_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     q, k, v, grad_out = (x.contiguous() for x in (q, k, v, grad_out))
     plan = _plan(q, k, levels.contiguous(), lengths, bnhd, block, rest, sizes, has_rest, everywhere, correction, causal)
-    settings = backward_settings(q.device, q.shape[-1])
+    settings = backward_settings(q.device, q.shape[-1]).for_block(block)
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     return launch.backward(q, k, v, out, lse, grad_out, grad_lse, plan, scale, settings, bnhd)
 

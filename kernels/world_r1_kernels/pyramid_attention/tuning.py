@@ -7,7 +7,7 @@ a candidate must first agree with the reference on the device, because a warp-sp
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,10 @@ class ForwardSettings:
     pooled_warps: int = 8
     """Warps of the second launch, with `split`."""
 
+    def for_block(self, block: int) -> ForwardSettings:
+        """The same, for smaller blocks than the 128 they were found with: tiles of 64 rows, which four warps share."""
+        return self if block >= 128 else replace(self, warps=min(self.warps, 4), pooled_warps=4, specialise=False)
+
 
 @dataclass(frozen=True)
 class BackwardSettings:
@@ -56,6 +60,10 @@ class BackwardSettings:
     k_stages: int = 2
     pooled_stages: int = 2
     tma: bool = True
+
+    def for_block(self, block: int) -> BackwardSettings:
+        """As for the forward."""
+        return self if block >= 128 else replace(self, q_warps=4, k_warps=4, pooled_warps=4)
 
 
 #: What `world-r1 bench attention --tune` tries, most promising first.
