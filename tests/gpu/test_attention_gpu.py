@@ -91,6 +91,12 @@ def test_candidates_agree(settings: tuning.ForwardSettings, monkeypatch: pytest.
     assert relative(pyramid_attention(q, k, v, plan), base) < 5e-3
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_blocks_of_64(causal: bool) -> None:
+    config = PyramidConfig(density=0.5, rest=32, block=64, causal=causal)
+    assert bench.compare("blocks of 64", config, 1000, 128, torch.bfloat16, DEVICE) < bench.TOLERANCE[torch.bfloat16]
+
+
 def test_layouts_agree_to_the_bit() -> None:
     q, k, v = inputs(1000)
     plan = make_plan(q, k, PyramidConfig(density=0.4))
