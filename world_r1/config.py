@@ -219,7 +219,7 @@ class RewardsConfig(Strict):
 
 
 class PromptsConfig(Strict):
-    """Prompt sets: a text file (one prompt a line), a JSONL file, or "blockworld:SPLIT:COUNT" (generated, seeded)."""
+    """Prompt sets: a text or JSONL file, "blockworld:SPLIT:COUNT" (generated), or "world:SPLIT:COUNT" (shipped; train, dynamic, test)."""
 
     train: str = "blockworld:train:2000"
     dynamic: str | None = "blockworld:dynamic:400"

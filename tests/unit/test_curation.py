@@ -156,7 +156,7 @@ def test_the_camera_fits_the_content(candidates: list[Record]) -> None:
 def test_a_move_has_something_to_show(candidates: list[Record]) -> None:
     sides = [found for found in candidates if set(shots.moves_of(found.camera)) == {"pan left"}]
     assert sides
-    assert all("left" in found.base or "right of" in found.base for found in sides)
+    assert all("left" in found.base.lower() or "right of" in found.base.lower() for found in sides)
 
 
 def test_the_plan_is_what_the_text_says(camera: Camera, candidates: list[Record]) -> None:
