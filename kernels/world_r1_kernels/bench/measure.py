@@ -90,6 +90,9 @@ def ours(shape: Shape, row: dict[str, Any], steps: Steps, device: torch.device) 
     for name, found in row["launches"].items():
         for entry in found or ():
             steps.say(f"  {name}: {entry['us']:8.1f} us  {entry['count']} x {entry['name']}")
+    if found := row["launches"]["forward"]:
+        row["overhead ms"] = sum(entry["us"] for entry in found if "forward_kernel" not in entry["name"]) / 1000
+        steps.say(f"  overhead, all but the attention kernel, on the GPU: {row['overhead ms']:.3f} ms")
     parts(q, k, v, grad, plan, config, note)
     if kernel := row.get("kernel ms"):
         row["kernel TFLOP/s"] = 4 * plan.attention_density * shape.pairs * shape.width / kernel / 1e9

@@ -16,8 +16,7 @@ SPEED: tuple[tuple[str, str], ...] = (
     ("FlexAttention, full blocks alone", "flex forward ms"),
     ("ours, all", "forward with everything ms"),
     ("the same, blocks of 64", "forward with everything, blocks of 64 ms"),
-    ("select", "select ms"),
-    ("pool, list", "pool, list ms"),
+    ("of it overhead", "overhead ms"),
     ("kernel", "kernel ms"),
     ("kernel TFLOP/s", "kernel TFLOP/s"),
     ("cuDNN backward", "cudnn backward ms"),
@@ -61,9 +60,6 @@ def render(results: Path) -> str:
 def _speed(content: dict[str, Any], name: str) -> str:
     machine = content["machine"]
     rows = [dict(row) for row in content["rows"]]
-    for row in rows:
-        if "pool ms" in row and "list ms" in row:
-            row["pool, list ms"] = row["pool ms"] + row["list ms"]
     columns = [(title, key) for title, key in SPEED if any(row.get(key) is not None for row in rows)]
     lines = [
         f"Speed on {machine['device']} (torch {machine['torch']}, triton {machine['triton']}, commit {machine['commit']}, "

@@ -70,15 +70,18 @@ def means_kernel(
 
 @triton.jit
 def score_kernel(
-    QM, QS, KM, KV, SCORE, scale, heads, group, n_k, q_rows, k_rows, nk,
+    QM, QS, KM, KV, SCORE, scale, heads, group, n_k, q_rows, k_rows, nk, tiles, steps,
     D: tl.constexpr, QT: tl.constexpr, PER: tl.constexpr, NB: tl.constexpr,
 ):  # fmt: skip
-    """Log2-sum-exp over each key block of the logits of QT query means: SCORE [B, H, q_rows, nk]. NB key blocks of PER means a step.
+    """Log2-sum-exp over each key block of the logits of QT query means: SCORE [B, H, q_rows, nk].
+
+    A step takes NB key blocks of PER means, a program `steps` of them; program_id(0) counts the `tiles` of queries first.
 
     The sums over a block's means are a product with a matrix of ones and zeros, relative to the largest logit of the step: a block that
     lies 2^126 below it counts as 0.
     """
-    i, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    i, h, b = tl.program_id(0) % tiles, tl.program_id(1), tl.program_id(2)
+    begin = tl.program_id(0) // tiles * steps
     kv, kv_heads = h // group, heads // group
     d = tl.arange(0, D)
     r = i * QT + tl.arange(0, QT)
@@ -88,7 +91,7 @@ def score_kernel(
     COLUMNS: tl.constexpr = NB if NB > 16 else 16
     g = tl.arange(0, COLUMNS)
     ones = (tl.arange(0, NB * PER)[:, None] // PER == g[None, :]).to(q.dtype)
-    for t in tl.range(0, tl.cdiv(nk, NB)):
+    for t in tl.range(begin, tl.minimum(begin + steps, tl.cdiv(nk, NB)), num_stages=2):
         c = t * NB * PER + tl.arange(0, NB * PER)
         k_at = ((b * kv_heads + kv) * k_rows + c).to(tl.int64)
         count = tl.minimum(tl.maximum(n_k - c * 8, 0), 8)
@@ -292,10 +295,13 @@ def select_levels(
     q_mean, q_square, _ = means(q, nq, block // 8, q_bnhd, 0, rank)
     k_mean, _, k_variance = means(k, nk, 8, k_bnhd, rest, rank)
     score = torch.empty(batch, heads, nq * 8, nk, dtype=torch.float32, device=device)
-    tile = 64
-    score_kernel[(-(-nq * 8 // tile), heads, batch)](
-        q_mean, q_square, k_mean, k_variance, score, scale, heads, heads // kv_heads, n_k, nq * 8, k_mean.shape[2], nk,
-        D=width, QT=tile, PER=block // 8, NB=max(1, 128 // (block // 8)), num_warps=4,
+    tile, step = 64, max(1, 128 // (block // 8))
+    tiles = -(-nq * 8 // tile)
+    rounds = -(-nk // step)
+    steps = -(-rounds // 4)  # about four programs a tile: one for every processor would leave a long tail
+    score_kernel[(tiles * -(-rounds // steps), heads, batch)](
+        q_mean, q_square, k_mean, k_variance, score, scale, heads, heads // kv_heads, n_k, nq * 8, k_mean.shape[2], nk, tiles, steps,
+        D=width, QT=tile, PER=block // 8, NB=step, num_warps=4,
     )  # fmt: skip
     levels = torch.empty(batch, heads, nq, nk, dtype=torch.uint8, device=device)
     key = torch.empty(batch, heads, nq, nk, dtype=torch.int32, device=device)
