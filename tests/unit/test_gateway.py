@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
+import struct
+import tempfile
 import zipfile
 from collections.abc import AsyncIterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from world_r1 import cli
 from world_r1.config import RewardConfig, RewardsConfig
@@ -173,6 +179,63 @@ def test_a_body_of_unknown_length_is_given_up_at_the_limit() -> None:
     with pytest.raises(Refused, match="at most 5000 bytes"):
         asyncio.run(gateway.bounded(endless(), None, 5000))
     assert sent == 6000
+
+
+def _npy(shape: Sequence[int], descr: str, data: bytes) -> bytes:
+    """An array file whose header may promise anything."""
+    head = repr({"descr": descr, "fortran_order": False, "shape": tuple(shape)}).encode() + b"        \n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head + data
+
+
+@st.composite
+def archives(draw: st.DrawFn) -> bytes:
+    """Archives that are nearly right: odd shapes and types, too little data, a flipped byte."""
+    shape = draw(st.lists(st.one_of(st.integers(0, 24), st.integers(-3, 1 << 40)), min_size=3, max_size=5))
+    count = int(np.prod([max(0, min(side, 64)) for side in shape], dtype=object))
+    data = bytes(min(count, 1 << 17)) if draw(st.booleans()) else b"x" * 7
+    files = {"video_npy": _npy(shape, draw(st.sampled_from(["|u1", "|u1", "<f4", "|O", "junk"])), data)}
+    if draw(st.booleans()):
+        shape, descr = draw(st.sampled_from([(), (2,)])), draw(st.sampled_from(["<f8", "|O", "|S4"]))
+        files["fps_npy"] = _npy(shape, descr, draw(st.binary(min_size=8, max_size=8)))
+    return _flipped(draw, _archive(**files))
+
+
+@cache
+def _film() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return write_mp4(Path(folder) / "a.mp4", frames(3, 32, 32)).read_bytes()
+
+
+@st.composite
+def films(draw: st.DrawFn) -> bytes:
+    """MP4 files with flipped bytes, or cut short."""
+    body = _flipped(draw, _film())
+    return body[: draw(st.integers(0, len(body)))]
+
+
+def _flipped(draw: st.DrawFn, body: bytes) -> bytes:
+    changed = bytearray(body)
+    for _ in range(draw(st.integers(0, 4))):
+        changed[draw(st.integers(0, len(body) - 1))] = draw(st.integers(0, 255))
+    return bytes(changed)
+
+
+@settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.one_of(archives().map(lambda b: (b, NPZ)), films().map(lambda b: (b, MP4)), st.binary(max_size=99).map(lambda b: (b, NPZ)))
+)
+def test_whatever_is_sent_is_a_video_within_the_limits_or_refused(sent: tuple[bytes, str]) -> None:
+    with contextlib.suppress(Refused):
+        video, fps = video_of(*sent, LIMITS)
+        _within_limits(video, fps)
+
+
+def _within_limits(video: np.ndarray, fps: float) -> None:
+    assert video.dtype == np.uint8
+    assert video.shape[3] == 3
+    assert video.shape[0] <= LIMITS.frames
+    assert video.nbytes <= LIMITS.unpacked
+    assert 0 < fps <= 1000
 
 
 @pytest.mark.parametrize("query", [{"kind": "other"}, {"id": "../x y"}, {"prompt": "x" * 4001}, {"id": "x" * 129}])
