@@ -37,6 +37,7 @@ class Consistency(Reward):
 
     name, needs = "consistency", ("geometry",)
     parts = ("appearance", "rigidity", "link", "order", "light", "solid", "motion")
+    rigid_wins = 0.3
 
     def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
         geometry: Geometry = evidence["geometry"]

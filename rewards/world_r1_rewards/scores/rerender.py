@@ -25,6 +25,7 @@ class RerenderReward(Reward):
 
     name, needs = "rerender", ("geometry", "rerender")
     parts = ("psnr", "ssim", "gradient", "lpips", "coverage", "motion")
+    rigid_wins = 0.15
 
     def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
         found, motion = evidence["rerender"], motion_gate(clip, evidence["geometry"])

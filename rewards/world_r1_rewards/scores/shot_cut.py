@@ -28,4 +28,4 @@ class ShotCut(Reward):
     def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
         change, usual = evidence["shots"]["change"], evidence["shots"]["usual"]
         largest = float(change.max())
-        return self.ok(-ramp(largest - usual, NO_CUT, CUT), largest=largest, usual=usual, at=float(np.argmax(change) + 1))
+        return self.ok(0.0 - ramp(largest - usual, NO_CUT, CUT), largest=largest, usual=usual, at=float(np.argmax(change) + 1))
