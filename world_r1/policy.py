@@ -6,7 +6,7 @@ A policy knows nothing of rewards, advantages or Ray. Its velocity includes clas
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -39,8 +39,9 @@ class Policy(Protocol):
     def reference(self) -> AbstractContextManager[None]:
         """Inside, `velocity` is the frozen base model's (adapter off, or a frozen copy in full fine-tuning)."""
 
-    def recording(self) -> AbstractContextManager[list[list[AttentionPlans | None]]]:
-        """Inside, every `velocity` appends its videos' sparse-attention plans to the list (None where attention is dense)."""
+    def recording(self, wanted: Collection[int] | None = None) -> AbstractContextManager[list[list[AttentionPlans | None]]]:
+        """Inside, every `velocity` appends its videos' sparse-attention plans to the list (None where attention is dense), or of the
+        `wanted` calls only, counted from 0."""
 
     def replaying(self, plans: Sequence[AttentionPlans | None]) -> AbstractContextManager[None]:
         """Inside, every `velocity` attends by these plans, one a video."""

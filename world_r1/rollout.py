@@ -60,7 +60,8 @@ def sample_groups(
     size = config.cluster.sample_batch or config.optimizer.micro_batch
     for start in range(0, len(videos), size):
         part = videos[start : start + size]
-        with policy.recording() if keeps_plans else nullcontext([]) as plans:
+        trained = {k for a, _ in part for k in asked[a].window.tolist()}
+        with policy.recording(trained) if keeps_plans else nullcontext([]) as plans:
             trace = _denoise(policy, config, [(asked[a], _seed(config, step, asked[a].group, sample)) for a, sample in part])
         pictures = policy.decode(trace.x0)
         for i, (a, sample) in enumerate(part):

@@ -154,6 +154,35 @@ def test_sparse_attention_is_not_dense_and_plans_matter(tiny: Callable[..., Conf
         policy.velocity(x, sigma, batch.condition)
 
 
+def test_plans_are_kept_of_the_wanted_calls_only(tiny: Callable[..., Config]) -> None:
+    policy = load_policy(tiny({"attention": SPARSE}))
+    x = torch.randn(1, *policy.latent_shape(policy.config.video))
+    condition = policy.encode(["A red box."])
+    with torch.no_grad(), policy.recording({1}) as plans:
+        for sigma in (0.9, 0.6, 0.3):
+            policy.velocity(x, sigma, condition)
+    assert [calls[0] is not None for calls in plans] == [False, True, False]
+
+
+def test_compiled_sparse_blocks_are_one_program(tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sparse attention runs between compiled parts; neither the layer's number nor its plan makes a program of its own.
+
+    Four parts of a block (one with and one without what follows a break) for sampling, the same for the reference and for training.
+    """
+    monkeypatch.setattr(speed, "COMPILER", "aot_eager")
+    switches = {"attention": SPARSE, "checkpoint": "auto"}
+    first = one_step(tiny(switches, model={"guidance_scale": 1.0}))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    rollouts, metrics, _, _ = one_step(tiny({**switches, "compile": True}, model={"guidance_scale": 1.0}))
+    counted = torch._dynamo.utils.counters
+    assert metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-4)
+    assert metrics["grad_norm"] == pytest.approx(first[1]["grad_norm"], rel=2e-2)
+    np.testing.assert_allclose(rollouts[0].x0, first[0][0].x0, atol=1e-3, rtol=0)
+    assert counted["stats"]["unique_graphs"] <= 16, dict(counted["stats"])
+    assert not counted["recompile_limit"]
+
+
 def test_plans_do_not_depend_on_the_batch_they_were_drawn_in(tiny: Callable[..., Config]) -> None:
     """Recorded in one forward of four rows (as on a GPU) or video by video; replayed either way."""
     config = tiny({"attention": SPARSE})

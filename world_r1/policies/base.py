@@ -7,7 +7,7 @@ trained parameters are float32 masters, and velocities come back as float32.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -149,9 +149,10 @@ class DiffusersPolicy:
             self._in_reference = previous
 
     @contextmanager
-    def recording(self) -> Iterator[list[list[AttentionPlans | None]]]:
-        """Inside, every `velocity` appends its videos' sparse-attention plans to the list that this yields; None for a dense one."""
-        with self._in_session(Session(self._sparse, None)) as session:
+    def recording(self, wanted: Collection[int] | None = None) -> Iterator[list[list[AttentionPlans | None]]]:
+        """Inside, every `velocity` appends its videos' sparse-attention plans to the list that this yields; None for a dense one, and
+        for calls whose number, from 0, is not among the `wanted`."""
+        with self._in_session(Session(self._sparse, None, None if wanted is None else frozenset(wanted))) as session:
             yield session.taken
 
     @contextmanager

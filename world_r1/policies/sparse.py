@@ -42,9 +42,16 @@ class SparseAttention:
 class Session:
     """Records (`given` None) or replays plans during `velocity` calls, video by video; forwards may hold any rows in any order."""
 
-    def __init__(self, attentions: dict[str, SparseAttention], given: tuple[AttentionPlans | None, ...] | None) -> None:
+    def __init__(
+        self,
+        attentions: dict[str, SparseAttention],
+        given: tuple[AttentionPlans | None, ...] | None,
+        wanted: frozenset[int] | None = None,
+    ) -> None:
         self.attentions = attentions
         self.given = given
+        #: Numbers of the `velocity` calls to record; None: all.
+        self.wanted = wanted
         #: Per finished `velocity` call, per video.
         self.taken: list[list[AttentionPlans | None]] = []
         self._rows: dict[tuple[int, int], dict[int, Plan]] = {}
@@ -64,7 +71,7 @@ class Session:
     def around(self, name: str, rows: Sequence[tuple[int, int]]) -> Iterator[None]:
         """One forward of the transformer `name`, whose rows are (video, branch)."""
         attention = self.attentions.get(name)
-        if attention is None:
+        if attention is None or (self.given is None and self.wanted is not None and len(self.taken) not in self.wanted):
             yield
         elif self.given is not None:
             with attention.handle.replaying([self._joined(rows)]):

@@ -27,11 +27,32 @@ def compile_blocks(blocks: Sequence[nn.Module], sparse: SparseAttention | None =
 
     Sparse attention itself stays as it is: a compiled block runs up to it and goes on after it.
     """
-    torch._dynamo.config.allow_unspec_int_on_nn_module = True  # a layer's number must not make it a program of its own
     if sparse is not None:
-        sparse.handle.attend = torch.compiler.disable(sparse.handle.attend)  # type: ignore[method-assign]
+        _compile_around(blocks, sparse)
+        return
     for block in blocks:
         block.compile(dynamic=False, backend=COMPILER)
+
+
+def _compile_around(blocks: Sequence[Any], sparse: SparseAttention) -> None:
+    """A layer's number that the compiler sees would make every layer a program of its own, and it gives up after eight.
+
+    So a hook, which runs outside the program, notes the number, and attention, which is outside too, reads it.
+    """
+    attend, running = sparse.handle.attend, [0]
+
+    def attend_here(call: Any, _: int, *qkv: torch.Tensor) -> torch.Tensor:
+        return attend(call, running[0], *qkv)
+
+    sparse.handle.attend = torch.compiler.disable(attend_here)  # type: ignore[method-assign]
+    for layer, block in enumerate(blocks):
+        block.attn1.processor.layer = 0
+        block.register_forward_pre_hook(functools.partial(_note, running, layer))
+        block.forward = torch.compile(block.forward, dynamic=False, backend=COMPILER)
+
+
+def _note(running: list[int], layer: int, *_: Any) -> None:
+    running[0] = layer
 
 
 def channels_last(module: nn.Module) -> nn.Module:
