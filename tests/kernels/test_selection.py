@@ -23,8 +23,7 @@ def inputs(n_q: int, n_k: int, heads: int = 2, kv_heads: int = 1, batch: int = 1
     )
 
 
-@pytest.mark.parametrize(("n_q", "n_k", "heads"), [(64, 96, 1), (75, 203, 1), (80, 70, 2)])
-@pytest.mark.parametrize("bnhd", [False, True])
+@pytest.mark.parametrize(("n_q", "n_k", "heads", "bnhd"), [(64, 96, 1, False), (75, 203, 1, False), (80, 70, 2, True)])
 def test_masses_and_the_blocks_that_the_budget_pays_for(n_q: int, n_k: int, heads: int, bnhd: bool) -> None:
     """Masses and rank factors up to rounding; from these, the choice to the bit."""
     q, k = inputs(n_q, n_k, heads)
