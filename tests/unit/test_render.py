@@ -112,13 +112,13 @@ def test_gaussians_front_to_back_whatever_their_order() -> None:
 
 def test_projection_is_that_of_gsplat() -> None:
     reference = pytest.importorskip("gsplat.cuda._torch_impl", reason="gsplat is not installed: pip install 'world-r1[gsplat]'")
-    utils = pytest.importorskip("gsplat.cuda._math", reason="this gsplat keeps its reference elsewhere")
     scene, pose = ball(30), looking(0.1)
-    covariances, _ = utils._quat_scale_to_covar_preci(scene.rotations, scene.scales, compute_covar=True, compute_preci=False)
-    _, means, depths, conics, _ = reference._fully_fused_projection(
+    covariances, _ = reference._quat_scale_to_covar_preci(scene.rotations, scene.scales, compute_covar=True, compute_preci=False)
+    radii, means, depths, conics, _ = reference._fully_fused_projection(
         scene.means, covariances, torch.linalg.inv(pose)[None], K[None], 40, 30, eps2d=0.3
     )
     mean, conic, depth, order = project_gaussians(scene, pose, K)
+    assert (radii > 0).any()
     assert torch.allclose(means[0, order], mean, atol=1e-3)
     assert torch.allclose(depths[0, order], depth, atol=1e-5)
     assert torch.allclose(conics[0, order], torch.stack([conic[:, 0, 0], conic[:, 0, 1], conic[:, 1, 1]], -1), rtol=1e-2, atol=1e-3)
