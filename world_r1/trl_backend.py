@@ -35,11 +35,13 @@ def train_with_trl(config: Config) -> Path:
     """Run a configuration through TRL, from the base evaluation to the report; returns the run directory.
 
     A spent `max_minutes` ends training early and still evaluates; Ctrl-C writes the adapter and passes on. Raises ValueError for a
-    configuration that this backend cannot run (another algorithm than flow_grpo, a step's videos no multiple of the micro-batch,
-    several processes) and `TooManyFailures` if the rewards fail.
+    configuration that this backend cannot run (another algorithm than flow_grpo, reward pools, a step's videos no multiple of the
+    micro-batch, several processes) and `TooManyFailures` if the rewards fail.
     """
     if config.algorithm.name != "flow_grpo":
         raise ValueError(f"backend trl runs flow_grpo only, got algorithm.name={config.algorithm.name}; use backend ray")
+    if config.rewards.pools:
+        raise ValueError("backend trl scores in its own process; unset rewards.pools, or use backend ray")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("backend trl is a single process; for several GPUs use backend ray, or start it without torchrun")
     stream = PromptStream.of(config)

@@ -260,6 +260,9 @@ def test_what_this_backend_refuses(model: str, tmp_path: Path, named: str, monke
     other = config.model_copy(update={"algorithm": configuration.AlgorithmConfig(name="diffusion_nft")})
     with pytest.raises(ValueError, match="flow_grpo only"):
         train_with_trl(other)
+    pooled = config.model_copy(update={"rewards": config.rewards.model_copy(update={"pools": ("a",)})})
+    with pytest.raises(ValueError, match=r"unset rewards\.pools"):
+        train_with_trl(pooled)
     odd = config.model_copy(update={"optimizer": configuration.OptimizerConfig(micro_batch=3)})
     from world_r1.trl_trainer import arguments
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 
@@ -49,19 +51,26 @@ def specimens() -> dict[str, Clip]:
 
 
 def _clip(name: str, video: np.ndarray) -> Clip:
-    prompt = blockworld.prompts("test", SCENE + 1)[SCENE]
+    prompt = _prompt()
     frames, height, width, _ = video.shape
     size = VideoConfig(frames=frames, height=height, width=width)
     return Clip(name, video, prompt, trajectory_for(prompt.text, size, CameraConfig()), size.fps)
 
 
+@cache
+def _prompt() -> Prompt:
+    return blockworld.prompts("test", SCENE + 1)[SCENE]
+
+
+@cache
 @torch.no_grad()
 def _render() -> tuple[np.ndarray, torch.Tensor]:
-    """The room as [T, H, W, 3] uint8 and as [1, 3, T, H, W] in -1..1."""
+    """The room as [T, H, W, 3] uint8, read-only, and as [1, 3, T, H, W] in -1..1."""
     size = VideoConfig()
-    prompt = blockworld.prompts("test", SCENE + 1)[SCENE]
-    rgb = scenes.render(blockworld.scene_of(prompt), size.height, size.width, 2).rgb
-    return _bytes(rgb), rgb
+    rgb = scenes.render(blockworld.scene_of(_prompt()), size.height, size.width, 2).rgb
+    video = _bytes(rgb)
+    video.setflags(write=False)
+    return video, rgb
 
 
 def _bytes(rgb: torch.Tensor) -> np.ndarray:
