@@ -108,9 +108,9 @@ def matched(answers: Sequence[Answer], items: Sequence[Item]) -> list[Answer]:
 
 
 def requests() -> Iterator[str]:
-    """Names for requests, different from those of any other process and any other call."""
-    prefix = uuid.uuid4().hex[:12]
-    return (f"{prefix}-{i}" for i in itertools.count())
+    """Names for requests, different from those of any other process and any other call. `next` is safe from many threads, as that of a
+    generator is not."""
+    return map(f"{uuid.uuid4().hex[:12]}-{{}}".format, itertools.count())
 
 
 def missing(config: RewardsConfig, name: str, kind: Kind, reason: str) -> Verdict:
