@@ -134,8 +134,8 @@ def import_world_r1(
 @prompts_app.command("blockworld")
 def blockworld(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where blockworld_SPLIT.jsonl go.")],
-    train: Annotated[int, typer.Option(min=1)] = 2000,
-    dynamic: Annotated[int, typer.Option(min=1)] = 400,
+    train: Annotated[int, typer.Option(min=1)] = 1200,
+    dynamic: Annotated[int, typer.Option(min=1)] = 300,
     test: Annotated[int, typer.Option(min=1)] = 128,
 ) -> None:
     """Write prompts of the embedded world, each with the attributes of its scene."""

@@ -72,7 +72,7 @@ def plot(path: Path, title: str, groups: Mapping[str, Mapping[str, float]]) -> N
             )
             y += line
         y += 8
-    image.save(path, optimize=True)
+    image.save(path)
 
 
 def plots(folder: Path, splits: Mapping[str, Sequence[Record]]) -> list[str]:

@@ -495,7 +495,7 @@ def test_the_reading_list_is_fixed(candidates: list[Record]) -> None:
 def test_plots_are_pictures(tmp_path: Path, candidates: list[Record]) -> None:
     from PIL import Image
 
-    for name in summary.plots(tmp_path, {"a": candidates[:200], "b": candidates[200:]}):
+    for name in summary.plots(tmp_path, {"a": candidates[:60], "b": candidates[60:100]}):
         pixels = np.asarray(Image.open(tmp_path / name).convert("RGB"))
         assert pixels.shape[1] == 760
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 10
