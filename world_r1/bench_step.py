@@ -24,8 +24,8 @@ from world_r1.config import Config, parse
 
 log = logging.getLogger(__name__)
 
-#: Timed repetitions, after one that warms up.
-REPEATS = 2
+#: Timed repetitions after one that warms up, and seconds after which no further one begins.
+REPEATS, ENOUGH = 3, 3.0
 PROMPT = "Camera orbit left. A red box on grass under a blue sky."
 
 
@@ -312,9 +312,9 @@ def _checkpointed(policy: Any) -> int | None:
 
 
 def _seconds(call: Callable[[], Any], device: Any) -> tuple[float, float]:
-    """Median of `REPEATS` calls, and the first call before them."""
-    times = []
-    for _ in range(REPEATS + 1):
+    """Median of up to `REPEATS` calls, and the first call before them."""
+    times: list[float] = []
+    while len(times) < 2 or (len(times) <= REPEATS and sum(times[1:]) < ENOUGH):
         begin = _now(device)
         call()
         times.append(_now(device) - begin)

@@ -73,13 +73,8 @@ def plain() -> tuple[list[Rollout], dict[str, float], dict[str, np.ndarray], Any
     ("switches", "tolerance"),
     [
         ({"guidance_batch": False}, 2e-5),
-        ({"text_encoder": "offload"}, 0.0),
-        ({"text_encoder": "free"}, 0.0),
-        ({"checkpoint": 0.5}, 0.0),
-        ({"checkpoint": "auto"}, 0.0),
-        ({"vae_decode": "chunked"}, 0.0),
-        ({"vae_decode": "full", "vae_channels_last": True}, 0.0),
-        ({"fused_optimizer": True}, 0.0),
+        ({"text_encoder": "free", "checkpoint": 0.5, "vae_decode": "chunked", "fused_optimizer": True}, 0.0),
+        ({"text_encoder": "offload", "checkpoint": "auto", "vae_decode": "full", "vae_channels_last": True}, 0.0),
         ({"attention": {**SPARSE, "density": 1.0}}, 1e-4),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -98,26 +93,8 @@ def test_a_switch_changes_no_result(plain: Any, switches: dict[str, Any], tolera
         assert policy._text is None
 
 
-def test_compiled_blocks_give_the_same_numbers_and_one_program(
-    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two blocks of a tiny model: one program for all, another for the pass without adapters. The tracer runs, its code generator not:
-    that takes minutes of a C++ compiler here, and is tested on a GPU."""
-    monkeypatch.setattr(speed, "COMPILER", "aot_eager")
-    small = {"guidance_scale": 1.0}
-    first = one_step(tiny(model=small))
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    second = one_step(tiny({"compile": True}, model=small))
-    programs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    for ours, theirs in zip(second[0], first[0], strict=True):
-        np.testing.assert_allclose(ours.x0, theirs.x0, atol=2e-5, rtol=0)
-    assert second[1]["grad_norm"] == pytest.approx(first[1]["grad_norm"], rel=1e-3)
-    assert 1 <= programs <= 6
-
-
 def test_the_embedded_models_sparse_rollout_and_update_have_ratio_exactly_one() -> None:
-    _, metrics, _, policy = one_step(configured({"attention": SPARSE}, video={"frames": 17, "height": 48, "width": 80}))
+    _, metrics, _, policy = one_step(configured({"attention": SPARSE}, video={"frames": 9, "height": 48, "width": 80}))
     assert (metrics["ratio_mean"], metrics["ratio_std"]) == (1.0, 0.0)
     assert len(policy.transformer.blocks) > 4
 
@@ -167,20 +144,22 @@ def test_plans_are_kept_of_the_wanted_calls_only(tiny: Callable[..., Config]) ->
 def test_compiled_sparse_blocks_are_one_program(tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     """Sparse attention runs between compiled parts; neither the layer's number nor its plan makes a program of its own.
 
-    Four parts of a block (one with and one without what follows a break) for sampling, the same for the reference and for training.
+    The tracer runs, its code generator does not: that is minutes of a C++ compiler here, and is tested on a GPU (tests/gpu).
     """
     monkeypatch.setattr(speed, "COMPILER", "aot_eager")
-    switches = {"attention": SPARSE, "checkpoint": "auto"}
-    first = one_step(tiny(switches, model={"guidance_scale": 1.0}))
+    plain, quick = (load_policy(tiny(switches)) for switches in ({"attention": SPARSE}, {"attention": SPARSE, "compile": True}))
+    x = torch.randn(1, *plain.latent_shape(plain.config.video), generator=torch.Generator().manual_seed(0))
+    condition = plain.encode(["A red box."])
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    rollouts, metrics, _, _ = one_step(tiny({**switches, "compile": True}, model={"guidance_scale": 1.0}))
-    counted = torch._dynamo.utils.counters
-    assert metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-4)
-    assert metrics["grad_norm"] == pytest.approx(first[1]["grad_norm"], rel=2e-2)
-    np.testing.assert_allclose(rollouts[0].x0, first[0][0].x0, atol=1e-3, rtol=0)
-    assert counted["stats"]["unique_graphs"] <= 16, dict(counted["stats"])
-    assert not counted["recompile_limit"]
+    with torch.no_grad(), plain.recording() as wanted, quick.recording() as found:
+        for sigma in (0.9, 0.4):
+            torch.testing.assert_close(
+                quick.velocity(x, sigma, condition), plain.velocity(x, sigma, condition), atol=1e-4, rtol=1e-3
+            )
+    assert np.array_equal(found[0][0].packed, wanted[0][0].packed)  # type: ignore[union-attr]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4  # the parts of one block, for two blocks and two calls
+    assert not torch._dynamo.utils.counters["recompile_limit"]
 
 
 def test_plans_do_not_depend_on_the_batch_they_were_drawn_in(tiny: Callable[..., Config]) -> None:

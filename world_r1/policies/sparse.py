@@ -74,7 +74,8 @@ class Session:
         if attention is None or (self.given is None and self.wanted is not None and len(self.taken) not in self.wanted):
             yield
         elif self.given is not None:
-            with attention.handle.replaying([self._joined(rows)]):
+            device = next(attention.handle.transformer.parameters()).device
+            with attention.handle.replaying([self._joined(rows, device)]):
                 yield
         else:
             with attention.handle.recording() as recorded:
@@ -87,8 +88,8 @@ class Session:
         plans = [self._rows[video, branch] for branch in branches]
         return pack(plans) if plans and plans[0] else None
 
-    def _joined(self, rows: Sequence[tuple[int, int]]) -> dict[int, Plan]:
-        """{layer: plan} of a forward with these rows; empty where all of them were dense."""
+    def _joined(self, rows: Sequence[tuple[int, int]], device: torch.device) -> dict[int, Plan]:
+        """{layer: plan} of a forward with these rows, on the device; empty where all of them were dense."""
         from dataclasses import replace
 
         assert self.given is not None
@@ -97,7 +98,10 @@ class Session:
             return {}
         if not all(plans):
             raise ValueError("a batch mixes videos whose attention was sparse at this step with such where it was dense")
-        return {layer: replace(plan, levels=torch.cat([one[layer].levels for one in plans])) for layer, plan in plans[0].items()}
+        return {
+            layer: replace(plan, levels=torch.cat([one[layer].levels for one in plans]).to(device))
+            for layer, plan in plans[0].items()
+        }
 
     def _plans_of(self, row: tuple[int, int]) -> dict[int, Plan]:
         video, branch = row
@@ -133,7 +137,7 @@ def pack(branches: Sequence[dict[int, Plan]]) -> AttentionPlans:
 
 
 def unpack(stored: AttentionPlans, branch: int) -> dict[int, Plan]:
-    """{layer: plan [1, H, nq, nk]} of one branch, on the CPU; the operator takes a plan to its queries' device."""
+    """{layer: plan [1, H, nq, nk]} of one branch, on the CPU."""
     from world_r1_kernels.pyramid_attention.plan import Plan
 
     _, layers, heads, queries, keys = stored.shape
