@@ -36,7 +36,7 @@ UNSAFE = re.compile(
 )
 _QUOTES = re.compile(r"[\"“”«»„]|(?<!\w)['\u2018](?=\w)")
 _ENGLISH = frozenset(["the", "a", "an", "of", "in", "on", "and", "with", "to", "its", "at", "by", "from", "is", "are"])
-_REPEATED = re.compile(r"\b(\w+) \1\b", re.IGNORECASE)
+_REPEATED = re.compile(r"\b(\w+(?: \w+){0,3}) \1\b", re.IGNORECASE)
 _ARTICLE = re.compile(r"\b[Aa] (?=[aeio])(?!one\b|once\b)|\b[Aa]n (?=[bcdfgjklmnpqrstvwxyz])")
 
 

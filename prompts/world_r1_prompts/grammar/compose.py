@@ -78,13 +78,21 @@ def _draft(lexicon: Lexicon, scene: Scene, subject: Subject, rng: random.Random)
             if len(drawn) < count and not (words := {noun_of(item.noun).removesuffix("s")} - {""}) & named:
                 named.update(words)
                 drawn.append(item)
-        return [Clause(dressed(item.noun, looks.pop()), item.rest) if looks and rng.random() < dress else item for item in drawn]
+        return [Clause(dressed(item.noun, fitting(item.finite)), item.rest) if rng.random() < dress else item for item in drawn]
+
+    def fitting(text: str) -> str:
+        """An adjective whose parts the text has not said yet; "" if none is left."""
+        for look in looks:
+            if not any(part[:5] in text for part in look.split("-")):
+                looks.remove(look)
+                return look
+        return ""
 
     looks = rng.sample(scene.looks, min(4, len(scene.looks)))  # none twice in a prompt
     dress = _DRESS if scene.kind == "rigid" else 0.0  # what moves is often no thing: a shadow, rain
     phrase, head = head_of(lexicon.fill(subject.phrase, rng))
     if rng.random() < 1.5 * dress:
-        phrase = articles(dressed(phrase, looks.pop(), compound=True))
+        phrase = articles(dressed(phrase, fitting(phrase), compound=True))
     place = lexicon.fill(rng.choice(subject.places), rng)
     named = {word.strip(",").removesuffix("s") for word in f"{phrase} {place}".lower().split()}
     sides = some(scene.items["side"], 2, dress)

@@ -130,6 +130,8 @@ def dressed(noun: str, adjective: str, compound: bool = False) -> str:
     `compound`: two words may follow the article ("a noodle stall").
     """
     words = noun.split()
+    if not adjective:
+        return noun
     first = words[0].lower()
     start = 1 if first in ("a", "an") or first in _NUMBERS else 0
     if first in ("the", "its", "his", "her", "their", "one", "another") or len(words) <= start or "," in words[start]:

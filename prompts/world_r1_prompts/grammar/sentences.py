@@ -71,22 +71,7 @@ GROUND = {
     "table": ("underneath", "below", "all around", "around the {head}"),
 }
 _VERTICAL = frozenset(("underfoot", "below", "overhead", "above", "underneath", "beneath"))
-_PLACES = frozenset(
-    (
-        "underfoot",
-        "below",
-        "overhead",
-        "above",
-        "behind",
-        "beyond",
-        "distance",
-        "background",
-        "foreground",
-        "front",
-        "left",
-        "right",
-    )
-)
+_SMALL = frozenset(("a", "an", "the", "of", "in", "at", "on", "to", "by", "just", "all", "and"))
 _PREPOSITIONS = frozenset(
     ("on", "in", "at", "to", "by", "with", "over", "under", "into", "from", "behind", "around", "along",
      "across", "beneath", "beside", "between", "through", "above", "onto", "up", "against")
@@ -301,8 +286,8 @@ def placed(d: Draft, where: str, item: Clause) -> str:
 
 def _says_where(item: Clause, where: str) -> bool:
     """Whether the clause already has the place, or another one of up and down."""
-    said, asked = set(item.rest.split()), set(where.split())
-    return bool(said & asked & _PLACES or (said & _VERTICAL and asked & _VERTICAL))
+    said, asked = set(item.finite.split()), set(where.split())
+    return bool((said & asked) - _SMALL or (said & _VERTICAL and asked & _VERTICAL))
 
 
 def near(d: Draft) -> str:
