@@ -14,7 +14,7 @@ import torch
 from world_r1.reward import Degenerate, Probe
 from world_r1.types import Clip
 from world_r1_rewards.probes._assemble import used_frames
-from world_r1_rewards.probes._views import Views, measured, resized
+from world_r1_rewards.probes._views import MIN_KNOWN, Views, measured, resized
 
 #: Fewest frames that a reconstruction is made of.
 FEWEST = 5
@@ -32,6 +32,8 @@ class ModelProbe(Probe):
     #: Multiple of pixels that the model's pictures must have, and the default of `size`.
     patch: ClassVar[int] = 14
     longest: ClassVar[int] = 518
+    #: Share of the keyframes whose depth it must know.
+    known_share: ClassVar[float] = MIN_KNOWN
 
     def __init__(self, weights: str | None = None, *, frames: int = 17, size: int | None = None, device: str = "auto") -> None:
         if frames < FEWEST:
@@ -76,7 +78,7 @@ class ModelProbe(Probe):
             frames = used_frames(len(clip.video), max(FEWEST, len(frames) // 2))
             views = self.predict(self._loaded, clip.video[frames], frames)
         views = views.checked()
-        return {"geometry": measured(clip, views), "views": views}
+        return {"geometry": measured(clip, views, known_share=self.known_share), "views": views}
 
     def fitted(self, images: np.ndarray) -> torch.Tensor:
         """[F, 3, h, w] float32 in 0..1 on the device; the longer side is `size`, both are multiples of the patch."""

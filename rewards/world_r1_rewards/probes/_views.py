@@ -77,10 +77,10 @@ class Views:
         return self
 
 
-def measured(clip: Clip, views: Views, settings: Settings = MEASURE) -> Geometry:
+def measured(clip: Clip, views: Views, settings: Settings = MEASURE, known_share: float = MIN_KNOWN) -> Geometry:
     """`Geometry` of a clip with a model's cameras and depths, fitted to nothing: residuals are the model's.
 
-    Raises `Degenerate` for a clip that cannot be measured, or of whose keyframes the model knows too little.
+    Raises `Degenerate` for a clip that cannot be measured, or if the model knows less than `known_share` of its keyframes.
     """
     view = look(clip, replace(settings, frames=len(views.frames)), 0.9)
     if not np.array_equal(view.frames, views.frames):
@@ -90,8 +90,8 @@ def measured(clip: Clip, views: Views, settings: Settings = MEASURE) -> Geometry
     at = view.points + 0.5
     depth, confidence = (_sampled(x[view.keys], views.size, (height, width), at) for x in (views.depth, views.confidence))
     known = depth > 0
-    if known.mean() < MIN_KNOWN:
-        raise Degenerate(f"the model knows the depth of {known.mean():.0%} of the keyframes; {MIN_KNOWN:.0%} are needed")
+    if known.mean() < known_share:
+        raise Degenerate(f"the model knows the depth of {known.mean():.0%} of the keyframes; {known_share:.0%} are needed")
     # flow says nothing where there is no texture (a bundle adjustment follows it there, a model rightly does not), depth nothing where
     # it is unknown
     weight = view.tracks.mask * (0.1 + 0.9 * view.tracks.texture[:, None]) * known[:, None]

@@ -30,6 +30,7 @@ class PyColmap(ModelProbe):
     licence = "BSD-3-Clause"
     install = "pip install 'world-r1[colmap]'"
     longest = 1024
+    known_share = 0.05  # its points are sparse; the clip is held against flow about them only
 
     def __init__(self, *, frames: int = 17, size: int | None = None, shortest: int = 480) -> None:
         super().__init__(None, frames=frames, size=size, device="cpu")
