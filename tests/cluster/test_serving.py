@@ -148,6 +148,17 @@ def test_an_item_that_kills_its_worker_takes_nobody_with_it(tmp_path: Path) -> N
         assert pool.status()["restarts"] == {"died": 2}
 
 
+def test_what_waits_behind_an_item_that_kills_its_worker_is_scored_and_not_held_responsible(tmp_path: Path) -> None:
+    """The queue is long, so the next batches already wait in the process that dies."""
+    options = {"counter": str(tmp_path / "deaths"), "suffix": "k3", "deaths": 99}
+    with _pool(_config("Fatal", options, batch=1)) as pool:
+        clips = _clips(1, 12)
+        verdicts = _scored(pool, clips)
+        assert [verdict.total for verdict in verdicts] == [None if i == 3 else fingerprint(c) for i, c in enumerate(clips)]
+        status = pool.status()
+        assert (status["restarts"], status["retried"], status["failures"]) == ({"died": 2}, 1, {"died": 1})
+
+
 def test_a_worker_that_holds_too_much_memory_is_replaced_between_batches() -> None:
     with _pool(_config("Jittered", recycle_gib=0.001)) as pool:
         clips = _clips(1, 3)

@@ -167,11 +167,16 @@ class Pool:
             unit.tries += 1
             if unit.tries == 1 and not self.closed.is_set() and self.broken is None:
                 self.stats.count(retried=len(unit.items))
-                self.queue.put([unit], front=True)
-                if self.queue.closed:  # nobody will take it out any more
-                    unit.submission.fail(self.broken or Closed("the reward workers were shut down"))
+                self.back([unit])
             else:
                 self.fail(unit, reason, cause)
+
+    def back(self, units: Sequence[Unit]) -> None:
+        """Put units back that no worker has looked at."""
+        self.queue.put(units, front=True)
+        if self.queue.closed:
+            for unit in units:
+                unit.submission.fail(self.broken or Closed("the reward workers were shut down"))
 
     def fail(self, unit: Unit, reason: str, cause: str) -> None:
         """Deliver missing values."""

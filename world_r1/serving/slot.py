@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between looks at whether to go on, and tries to start a worker that dies while it loads.
 TICK, STARTS = 0.5, 3
+#: Calls that a worker may have at once.
+DEPTH = 2
 #: Confirmed NaN verdicts from which on NaN is held against the plug-in and costs no worker.
 BLAME = 3
 
@@ -34,7 +37,8 @@ class Slot(threading.Thread):
         self.pool = pool
         self.actor = actor
         self.state: Literal["starting", "idle", "busy", "ended"] = "starting" if actor is None else "idle"
-        self.units: list[Unit] = []
+        #: Calls under way, the oldest first: the worker is at the first, the next one waits in its process.
+        self.flight: deque[tuple[list[Unit], Any]] = deque()
         self.info: dict[str, Any] = {}
         self.memory = self.gpu_memory = 0.0
         self.served = 0
@@ -54,20 +58,20 @@ class Slot(threading.Thread):
         if self.actor is not None and ray.is_initialized():
             ray.kill(self.actor)
 
+    @property
+    def units(self) -> list[Unit]:
+        """What was taken from the queue and has no answer yet."""
+        return [unit for units, _ in list(self.flight) for unit in units]
+
     def run(self) -> None:
         """Serve."""
         try:
             if self.actor is None and not self._start(""):
                 return
-            rewards = self.pool.config.rewards
-            while not (self.retired.is_set() or self.pool.closed.is_set()):
-                self.state = "idle"
-                self.units = self.pool.queue.take(rewards.batch, self.pool.config.batch_wait, TICK)
-                if self.units:
-                    self.state = "busy"
-                    if not self._serve(self.units):
-                        return
-                    self.units = []
+            while not self.pool.closed.is_set() and (self.flight or not self.retired.is_set()):
+                self._fill()
+                if self.flight and not self._serve():
+                    return
         except Exception as error:  # a defect of ours must not leave callers waiting
             log.exception("a reward worker's thread failed")
             for unit in self.units:
@@ -77,13 +81,37 @@ class Slot(threading.Thread):
             self.state = "ended"
             self.end()
 
-    def _serve(self, units: list[Unit]) -> bool:
-        """One batch; False if its worker is gone and cannot be replaced."""
+    def _fill(self) -> None:
+        """Hand the worker a batch; and the next one too while the queue is long, so that it need not wait for us in between."""
+        size = self.pool.config.rewards.batch
+        if not self.flight:
+            self.state = "idle"
+            self._hand(self.pool.queue.take(size, self.pool.config.batch_wait, TICK))
+        # Fewer items than fill a batch for everyone are left to workers that have nothing to do.
+        if self.flight and not self.retired.is_set() and self.pool.queue.waiting >= size * len(self.pool.slots):
+            while len(self.flight) < DEPTH and (units := self.pool.queue.take(size, 0.0, 0.0)):
+                self._hand(units)
+
+    def _hand(self, units: list[Unit]) -> None:
+        if units:
+            self.state = "busy"
+            self.flight.append((units, self._ask(units)))
+
+    def _serve(self) -> bool:
+        """The oldest call; False if its worker is gone and cannot be replaced."""
+        units, call = self.flight[0]
+        going_on = self._answer(units, call)
+        if self.flight and self.flight[0][0] is units:
+            self.flight.popleft()
+        return going_on
+
+    def _answer(self, units: list[Unit], call: Any) -> bool:
+        """Wait for one call's answer and deal with it."""
         items = [item for unit in units for item in unit.items]
         patience = self.pool.config.rewards.timeout
         limit, cause, reason = patience * len(items), "", ""
         try:
-            report = ray.get(self._ask(units), timeout=limit)
+            report = ray.get(call, timeout=limit)
             answers = matched(report.answers, items)
         except GetTimeoutError:
             cause, reason = "hung", f"no verdict within {limit:g} s (rewards.timeout={patience:g} a video)"
@@ -101,6 +129,7 @@ class Slot(threading.Thread):
             self.served += len(items)
             return self._settle(units, answers)
         if cause:
+            self.pool.stats.count(restart=cause)  # before a caller can hear of it
             self.pool.again(units, reason, cause)
             return self._restart(reason, cause)
         return True
@@ -119,6 +148,8 @@ class Slot(threading.Thread):
         inner = error.cause
         text = f"{type(inner).__name__}: {inner}"
         memory = isinstance(inner, MemoryError) or type(inner).__name__ == "OutOfMemoryError"
+        if memory:
+            self.pool.stats.count(restart="memory")
         if memory or len(units) > 1:
             self.pool.again(units, text, "memory" if memory else "raised")
         else:
@@ -134,7 +165,9 @@ class Slot(threading.Thread):
             doubts = {answer.trouble for answer in mine} & {"memory", "nan"}
             if doubts and unit.tries == 0:
                 blame = doubts == {"nan"} and self.pool.confirmed_nan >= BLAME
-                cause = cause or ("" if blame else sorted(doubts)[0])
+                if not cause and not blame:
+                    cause = sorted(doubts)[0]
+                    self.pool.stats.count(restart=cause)
                 unit.doubt = sorted(doubts)[0]
                 self.pool.again([unit], f"{unit.doubt}, and the pool was closed", unit.doubt)
                 continue
@@ -146,6 +179,7 @@ class Slot(threading.Thread):
         limit = self.pool.config.recycle_gib
         if not cause and limit is not None and self.memory > limit * 2**30:
             cause = "recycled"
+            self.pool.stats.count(restart=cause)
         return self._restart(f"its process held {self.memory / 2**30:.2g} GiB", cause) if cause else True
 
     def _restart(self, reason: str, cause: str) -> bool:
@@ -153,10 +187,11 @@ class Slot(threading.Thread):
         if self.pool.closed.is_set():
             return False
         log.warning("replacing a reward worker (%s): %s", cause, reason)
-        self.pool.stats.count(restart=cause)
-        self.units = []
         self.state = "starting"
         self.end()
+        waiting = list(self.flight)[1:]  # the worker had not come to these: nothing is held against them
+        self.flight.clear()
+        self.pool.back([unit for units, _ in waiting for unit in units])
         return self._start(reason)
 
     def _start(self, reason: str) -> bool:
