@@ -108,6 +108,16 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, file: str) -> 
         checkpoint.load(path, Config())
 
 
+def test_keys_younger_than_a_checkpoint_count_as_their_defaults() -> None:
+    """A checkpoint from before a key existed resumes unless the key is set to something else now."""
+    saved = Config().model_dump(mode="json")
+    del saved["speed"], saved["model"]["guidance_scale_2"]
+    checkpoint.refuse_other_config(saved, Config(), "old")
+    checkpoint.refuse_other_config(saved, parse({"speed": {"checkpoint": "auto"}}), "old")  # changes no result
+    with pytest.raises(ValueError, match=r"speed\.latents was None and is now 'bf16'"):
+        checkpoint.refuse_other_config(saved, parse({"speed": {"latents": "bf16"}}), "old")
+
+
 def test_another_format_is_refused(tmp_path: Path) -> None:
     path = checkpoint.save(tmp_path, _snapshot(1), Config())
     text = (path / "state.json").read_text().replace('"format": 1', '"format": 99')
