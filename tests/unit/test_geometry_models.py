@@ -259,13 +259,15 @@ def _shim_torchvision() -> None:
     try:
         import torchvision  # noqa: F401
     except RuntimeError:
-        library = torch.library.Library("torchvision", "FRAGMENT")
+        from torch import library as operators
+
+        declared = operators.Library("torchvision", "FRAGMENT")
         for name in (
             "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
             "qnms(Tensor d, Tensor s, float t) -> Tensor",
         ):
-            library.define(name)
-        globals()["_library"] = library  # declared for as long as the process lives
+            declared.define(name)
+        globals()["_declared"] = declared  # declared for as long as the process lives
         for name in [name for name in sys.modules if name.startswith("torchvision")]:
             del sys.modules[name]
 
