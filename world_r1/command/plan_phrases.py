@@ -49,7 +49,9 @@ class Phrases:
                 phrase.form = "noun"
             if t[i] == "the" and t[i + 1] == "camera":
                 i, phrase.explicit = i + 2, True
-        i = self.modifiers(i, phrase)
+        begins = w.starts_modifier
+        if t[i] in begins or t[i][:1].isdecimal():
+            i = self.modifiers(i, phrase)
         direction, i = (early, i) if early else self.direction(i)
         if direction == "in" and t[i - 1] == "in" and ((t[i] in ARTICLES and self.modifier(i) is None) or t[i + 1] == "motion"):
             direction, i = "", i - 1  # "moves in a circle", "in slow motion"
@@ -59,7 +61,8 @@ class Phrases:
             move = {"left": "orbit left", "right": "orbit right"}.get(direction, move)
         if move is None:
             return self.incomplete(phrase, i, elided) if named and not direction else None
-        i = self.modifiers(i, phrase)
+        if t[i] in begins or t[i][:1].isdecimal():
+            i = self.modifiers(i, phrase)
         if t[i] in ("shot", "movement", "motion", "move"):
             phrase.explicit = phrase.explicit or t[i] == "shot"
             i += 1

@@ -34,7 +34,8 @@ _MARKS = ".!?;\n"
 _SEPARATOR = re.compile(f"[{_MARKS}]")
 _TOKEN = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?|\d+(?:\.\d+)?|[,:()\u00b0\u00d7]")
 #: Words that name a camera: sentences without them are only looked at if they start like a command.
-_NAMES = re.compile("camera|shot|view|fram|hand ?held")
+_NAMES = ("camera", "shot", "view", "fram", "handheld", "hand held")
+_AXES = {name: kind.axis for name, kind in KINDS.items()}
 _cached_move = lru_cache(maxsize=4096)(Move)
 
 
@@ -70,28 +71,45 @@ def parse_plan(text: str) -> CameraPlan | None:
 
 def _candidates(text: str, words: Vocabulary) -> list[tuple[int, int]]:
     """(start, end) of the sentences that name a camera or start like a command, in order."""
-    places = [match.start() for match in _NAMES.finditer(text)]
-    places += [match.end() - 2 for match in words.head.finditer("." + text)]
     found: list[tuple[int, int]] = []
-    done = 0
-    for place in sorted(places):
-        if place >= done:
-            start, done = _border(text, done, place)
-            found.append((start, done))
-    return found
+    for match in words.head.finditer("." + text):
+        start = match.start()  # the mark in front of the sentence moves its beginning by one
+        if start == 0 or not _decimal(text, start - 1):
+            found.append((start, _end(text, match.end() - 2)))
+    named = False
+    for name in _NAMES:
+        place = text.find(name)
+        while place >= 0:
+            for start, end in found:
+                if start <= place < end:
+                    break
+            else:
+                end = _end(text, place)
+                found.append((_start(text, place), end))
+                named = True
+            place = text.find(name, end)
+    return sorted(found) if named else found
 
 
-def _border(text: str, start: int, place: int) -> tuple[int, int]:
-    """(start, end) of the sentence around a place; it begins at `start` or later. A point between digits ends no sentence."""
+def _start(text: str, place: int) -> int:
+    """Where the sentence around a place starts."""
+    start = 0
     for mark in _MARKS:
-        found = text.rfind(mark, start, place)
-        while found >= 0 and mark == "." and _decimal(text, found):
-            found = text.rfind(mark, start, found)
-        start = max(start, found + 1)
-    for match in _SEPARATOR.finditer(text, place):
-        if not _decimal(text, match.start()):
-            return start, match.start()
-    return start, len(text)
+        at = text.rfind(mark, start, place)
+        while at >= 0 and mark == "." and _decimal(text, at):
+            at = text.rfind(mark, start, at)
+        start = max(start, at + 1)
+    return start
+
+
+def _end(text: str, place: int) -> int:
+    """Where the sentence around a place ends. A point between digits ends no sentence."""
+    while (match := _SEPARATOR.search(text, place)) is not None:
+        place = match.start()
+        if not _decimal(text, place):
+            return place
+        place += 1
+    return len(text)
 
 
 def _decimal(text: str, point: int) -> bool:
@@ -122,9 +140,9 @@ class _Sentence(Phrases):
         `pronoun`: whether "it" at the start of this one is the camera.
         """
         steps: list[Step] = []
-        i, clear, n = 0, False, self.n
+        i, clear, n, t, inside = 0, False, self.n, self.t, self.w.starts_inside
         while i < n:
-            chain = self.chain(i, pronoun) if i == 0 or self.may_start(i) else None
+            chain = self.chain(i, pronoun) if i == 0 or t[i] in inside or t[i + 1] == "camera" else None
             if chain is None:
                 i += 1
                 continue
@@ -132,13 +150,6 @@ class _Sentence(Phrases):
             clear = chain.end == n and not chain.objects and chain.phrases[0].form in ("third", "participle", "state")
             i = chain.end
         return steps, clear or (self.denied and not steps)
-
-    def may_start(self, i: int) -> bool:
-        """Whether a chain may start inside the sentence: at a camera, or at words that name one themselves."""
-        word, following = self.t[i], self.t[i + 1]
-        if word == "camera" or following == "camera":
-            return True
-        return word in ARTICLES or word in self.w.still or word in self.w.handheld or word in self.w.no_camera_motion
 
     def chain(self, i: int, pronoun: bool) -> Chain | None:
         """The run of camera phrases that starts at i, or None if there is none or it is none of the camera's business."""
@@ -300,16 +311,17 @@ class _Sentence(Phrases):
                 continue
             if groups and kind in ("while", "and", "but", ","):
                 group = groups[-1]
-                rival = _rival(group, phrase)
                 if kind == ",":
-                    together = _still_zoom(group, phrase)
-                elif rival is not None and kind == "while":
-                    why = f"{phrase.move!r} cannot happen together with {rival.move!r}; say 'then' to do one after the other"
-                    raise Problem("contradictory", why, phrase.begin, phrase.end)
+                    together = group[0].move == "fixed" and _still_zoom(group, phrase)
                 else:
+                    rival = _rival(group, phrase)
                     together = rival is None
+                    if rival is not None and kind == "while":
+                        why = f"{phrase.move!r} cannot happen together with {rival.move!r}; say 'then' to do one after the other"
+                        raise Problem("contradictory", why, phrase.begin, phrase.end)
                 if together:
-                    group[:] = [other for other in group if other.move != "fixed"]
+                    if group[0].move == "fixed":  # a zoom of a camera that does not move
+                        group.clear()
                     group.append(phrase)
                     continue
             groups.insert(len(groups) - (kind == "after"), [phrase])
@@ -318,14 +330,14 @@ class _Sentence(Phrases):
 
 def _still_zoom(group: list[Phrase], phrase: Phrase) -> bool:
     """Whether a phrase zooms and the group before it is a camera that does not move: "Static camera, zooming in"."""
-    return KINDS[phrase.move].axis == "zoom" and group[0].move == "fixed" and group[0].seconds is None
+    return _AXES[phrase.move] == "zoom" and group[0].move == "fixed" and group[0].seconds is None
 
 
 def _rival(group: list[Phrase], phrase: Phrase) -> Phrase | None:
     """The phrase of a group that cannot happen together with another one. Only a zoom goes with a camera that does not move."""
-    axis = KINDS[phrase.move].axis
+    axis = _AXES[phrase.move]
     for other in group:
-        known = KINDS[other.move].axis
+        known = _AXES[other.move]
         if known == axis or ("fixed" in (known, axis) and not _still_zoom(group, phrase)):
             return other
     return None
@@ -338,10 +350,12 @@ def _step(group: list[Phrase]) -> Step:
         if phrase.move == "fixed":
             return Step((_cached_move("fixed"),), "", phrase.seconds)
         return Step((_move(phrase, None),), phrase.curve or "", phrase.seconds)
-    named = {phrase.speed for phrase in group} - {None}
+    named = {phrase.speed for phrase in group if phrase.speed is not None}
     shared = named.pop() if len(named) == 1 else None
-    moves = tuple(_move(phrase, shared) for phrase in group)
-    return Step(moves, _one(group, "curve") or "", _one(group, "seconds"))
+    moves = tuple([_move(phrase, shared) for phrase in group])
+    return Step(
+        moves, _one(group, [phrase.curve for phrase in group], "curve") or "", _one(group, [p.seconds for p in group], "duration")
+    )
 
 
 def _move(phrase: Phrase, shared: str | None) -> Move:
@@ -350,11 +364,10 @@ def _move(phrase: Phrase, shared: str | None) -> Move:
     return _cached_move(phrase.move, "" if speed is None or speed == "normal" else speed, phrase.extent or "", amount)
 
 
-def _one(group: list[Phrase], name: str) -> Any:
-    """The curve or the duration that a group names, or None; Problem if it names two."""
+def _one(group: list[Phrase], values: list[Any], name: str) -> Any:
+    """The one of the `values` of a group that is not None, or None; Problem if they differ."""
     found = None
-    for phrase in group:
-        value = getattr(phrase, name)
+    for phrase, value in zip(group, values, strict=True):
         if value is not None and found is not None and value != found:
             raise Problem(
                 "contradictory", f"moves that happen together have one {name}: {found} or {value}", phrase.begin, phrase.end

@@ -49,9 +49,11 @@ class Vocabulary:
     places: frozenset[str]
     barriers: frozenset[str]
     governs: frozenset[str]
-    #: Words that a still phrase and a motion may start with.
+    #: Words that a still phrase, a motion, a modifier and, within a sentence, a chain of phrases may start with.
     starts_still: frozenset[str]
     starts_motion: frozenset[str]
+    starts_modifier: frozenset[str]
+    starts_inside: frozenset[str]
     #: What the writer says, as in the file.
     wordings: Mapping[str, list[str]]
     adverbs: Mapping[str, list[str]]
@@ -103,6 +105,8 @@ def vocabulary() -> Vocabulary:
         **sets,
         starts_still=frozenset(still),
         starts_motion=frozenset(motion),
+        starts_modifier=frozenset({*modifiers, ",", "and"}),
+        starts_inside=frozenset({"camera", *ARTICLES, *sets["still"], *handheld, *tables["no_camera_motion"]}),
         **{name: data[name] for name in ("wordings", "adverbs", "phrases", "stillness")},
         head=_head_pattern(still | motion | sets["leads"] | {"it"}),
     )
