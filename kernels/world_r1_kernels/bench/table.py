@@ -62,7 +62,7 @@ def _speed(content: dict[str, Any], name: str) -> str:
     rows = [dict(row) for row in content["rows"]]
     columns = [(title, key) for title, key in SPEED if any(row.get(key) is not None for row in rows)]
     lines = [
-        f"Speed on {machine['device']} (torch {machine['torch']}, triton {machine['triton']}, commit {machine['commit']}, "
+        f"Speed on {machine['device']} (torch {machine['torch']}, triton {machine['triton']}, commit {machine['commit']}{' and uncommitted changes' if machine.get('changed') else ''}, "
         f"`{name}`). Milliseconds; random inputs, bfloat16.",
         "",
         _line(["shape", "density", "rest", *(title for title, _ in columns)]),
