@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from world_r1_prompts import config, pipeline
 
 from world_r1.curation import Camera
-from world_r1_prompts import config, pipeline
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
