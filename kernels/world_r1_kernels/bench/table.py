@@ -59,10 +59,11 @@ def render(results: Path) -> str:
 
 def _speed(content: dict[str, Any], name: str) -> str:
     machine = content["machine"]
+    changed = " and uncommitted changes" if machine.get("changed") else ""
     rows = [dict(row) for row in content["rows"]]
     columns = [(title, key) for title, key in SPEED if any(row.get(key) is not None for row in rows)]
     lines = [
-        f"Speed on {machine['device']} (torch {machine['torch']}, triton {machine['triton']}, commit {machine['commit']}{' and uncommitted changes' if machine.get('changed') else ''}, "
+        f"Speed on {machine['device']} (torch {machine['torch']}, triton {machine['triton']}, commit {machine['commit']}{changed}, "
         f"`{name}`). Milliseconds; random inputs, bfloat16.",
         "",
         _line(["shape", "density", "rest", *(title for title, _ in columns)]),
