@@ -6,6 +6,7 @@ trained parameters are float32 masters, and velocities come back as float32.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -51,7 +52,7 @@ class Source(Protocol):
         """Tokenizer and text encoder."""
 
 
-class DiffusersPolicy:
+class DiffusersPolicy(ABC):
     """One diffusers video model with a trainable adapter (or fully trainable); see `world_r1.policy.Policy` for the contract.
 
     A family defines `open`, `latent_shape`, `_predict` (velocity of one forward), `_text_features` and `_decode_some`; it may define
@@ -87,9 +88,9 @@ class DiffusersPolicy:
         self._apply_speed()
 
     @classmethod
+    @abstractmethod
     def open(cls, model: ModelConfig, device: torch.device) -> Source:
         """The parts of `model`; ValueError for a model of another family."""
-        raise NotImplementedError
 
     def parts(self) -> tuple[str, ...]:
         """Names of the trained transformers."""
@@ -130,10 +131,9 @@ class DiffusersPolicy:
                 return self._guided(x, sigma, condition, range(len(x)))
             return torch.cat([self._guided(x[i : i + 1], sigma[i : i + 1], condition[i : i + 1], [i]) for i in range(len(x))])
 
-    @torch.no_grad()
+    @abstractmethod
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """[B, C, t, h, w] normalised latents -> [B, T, H, W, 3] uint8."""
-        raise NotImplementedError
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -204,21 +204,21 @@ class DiffusersPolicy:
 
     # What a family defines.
 
+    @abstractmethod
     def latent_shape(self, video: VideoConfig) -> tuple[int, int, int, int]:
         """(C, t, h, w) of the latents of one video; ValueError for a size that the model cannot make."""
-        raise NotImplementedError
 
     def frames_ahead(self, video: VideoConfig) -> int:
         """Latent frames that are sampled before the video's first and dropped by `decode`."""
         return 0
 
+    @abstractmethod
     def _predict(self, transformer: Any, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """[B, C, t, h, w] float32 unguided velocity of one forward pass."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _text_features(self, prompt: str) -> torch.Tensor:
         """[tokens, D] of one prompt, without padding."""
-        raise NotImplementedError
 
     def _prepare(self, transformer: Any) -> Any:
         """To the device, with what must stay float32 kept so."""
