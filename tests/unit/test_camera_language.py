@@ -419,7 +419,7 @@ def test_numbers_of_any_size_are_refused_or_read() -> None:
 
 
 def test_reading_is_linear_and_cheap() -> None:
-    """100 words with a command cost less than 20,000 turns of an empty loop; about 2,300 were measured alone, over 6,000 once under load."""
+    """100 words with a command cost less than 20,000 turns of an empty loop; about 2,300 were measured alone, 6,000 under load."""
     rng = random.Random(5)
     nouns = ["harbour", "light", "boats", "pier", "water", "stone", "wall", "moss", "path", "pines", "river", "barn", "roof"]
     texts = []
