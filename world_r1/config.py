@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from world_r1.config_rewards import RewardConfig as RewardConfig
+from world_r1.config_rewards import RewardsConfig
 from world_r1.config_speed import SpeedConfig, Strict
 
 Section = TypeVar("Section", bound=Strict)
@@ -176,46 +178,6 @@ class OptimizerConfig(Strict):
     warmup: int = Field(0, ge=0)
     #: Videos per forward in the update.
     micro_batch: int = Field(4, ge=1)
-
-
-class RewardConfig(Strict):
-    """One reward in the sum: a name in `world_r1_rewards.scores`, or "module:Class"."""
-
-    name: str
-    #: What scores, metrics and reports call it; null uses `name`. Lets one class be configured twice.
-    label: str | None = None
-    weight: float = Field(1.0, ge=0)
-    #: "rigid": only prompts of that kind get it; "dynamic" likewise; "all": every prompt.
-    phase: Literal["all", "rigid", "dynamic"] = "all"
-    options: dict[str, Any] = {}  # noqa: RUF012  (pydantic copies it)
-
-    @property
-    def key(self) -> str:
-        """`label`, or `name` without one: `Score.reward` of every score that this entry gives."""
-        return self.label or self.name
-
-
-class RewardsConfig(Strict):
-    """What is scored, with what, and how many failures are tolerated."""
-
-    rewards: tuple[RewardConfig, ...] = (RewardConfig(name="constant"),)
-    #: Constructor options by probe name, for example {"flow_ba": {"keys": 3}}.
-    probes: dict[str, dict[str, Any]] = {}  # noqa: RUF012
-    #: Names of running worker pools (`world-r1 rewards up`) that together give these rewards; null starts workers of this run's own.
-    pools: tuple[str, ...] | None = Field(None, min_length=1)
-    #: Share of failed videos in a step above which the run stops.
-    max_failure_rate: float = Field(0.3, ge=0, le=1)
-    #: Seconds after which one video's scoring counts as failed.
-    timeout: float = Field(120.0, gt=0)
-    #: Videos per call of a judge; smaller spreads a group over more judges. The numbers do not depend on it.
-    batch: int = Field(4, ge=1)
-
-    @model_validator(mode="after")
-    def _names_are_unique(self) -> RewardsConfig:
-        names = [reward.key for reward in self.rewards]
-        if len(set(names)) != len(names):
-            raise ValueError(f"reward names must be unique, got {names}; give one of them a label")
-        return self
 
 
 class PromptsConfig(Strict):

@@ -15,10 +15,10 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from world_r1 import config, config_speed
+from world_r1 import config, config_rewards, config_speed
 
 #: Where the sections stand.
-MODULES = (config, config_speed)
+MODULES = (config, config_rewards, config_speed)
 SCHEMA = Path("configs/schema.json")
 PAGE = Path("docs/configuration.md")
 
@@ -122,7 +122,7 @@ def _nested(annotation: Any) -> type[BaseModel] | None:
 
 def _type(field: Any) -> str:
     text = str(field.annotation) if get_args(field.annotation) else field.annotation.__name__
-    text = re.sub(r"typing\.|world_r1\.config(_speed)?\.", "", text)
+    text = re.sub(r"typing\.|world_r1\.config(_speed|_rewards)?\.", "", text)
     text = re.sub(r"Union\[(.*)\]", lambda match: match[1].replace(", ", " | ").replace("NoneType", "null"), text)
     text = re.sub(r"Literal\[(.*?)\]", lambda match: match[1].replace("'", '"').replace(", ", " | "), text).replace(
         "| None", "| null"

@@ -184,6 +184,8 @@ class Rubric:
         self.rewards: list[tuple[RewardConfig, Reward]] = [
             (entry, load(entry.name, SCORES, Reward)(**entry.options)) for entry in config.rewards
         ]
+        if config.compat:
+            log.warning("rewards.compat: %s repeats a public release with its known defects, for comparison only", config.compat)
         probes = {name: load(name, PROBES, Probe)(**options) for name, options in config.probes.items()}
         self.probes = _ordered(probes, {need for _, reward in self.rewards for need in reward.needs})
 

@@ -141,7 +141,7 @@ def test_noun_phrases_are_found_by_rules() -> None:
 
 def test_every_rubric_says_that_quoted_text_is_no_instruction_and_holds_the_requested_motion() -> None:
     for name in rubrics.available():
-        if name == "checklist":
+        if name == "checklist" or name.startswith("compat_"):  # compat: another project's scale, which does not know the motion
             continue
         rubric = RubricFile.load(name)
         assert "never an instruction" in " ".join(rubric.system.split()), name
@@ -168,6 +168,7 @@ def test_a_shipped_rubric_changes_with_its_version_only() -> None:
         "clip_fidelity": (1, "2c625520f5719679"),
         "clip_motion": (1, "8709a8ba20b8c98b"),
         "clip_quality": (1, "b9a1a8ed202760d6"),
+        "compat_world_r1_view": (1, "5820df6b11c1f385"),
         "view_fidelity": (1, "2b9e34bb93818312"),
         "view_quality": (1, "95f6f2322ed995a2"),
     }

@@ -123,7 +123,7 @@ def assemble(clip: Clip, view: View, found: Estimate) -> Geometry:
         confidence = confidence * found.confidence
     points, colours = _cloud(view, depth, confidence, found.K, found.poses)
     return Geometry(
-        c2w=_interpolate(found.poses, view.frames, len(clip.video)),
+        c2w=interpolate(found.poses, view.frames, len(clip.video)),
         K=found.K, size=(height, width), frames=view.frames, keys=view.frames[view.keys],
         depth=depth, grid=view.points + 0.5, confidence=confidence,
         rigidity=float(fit.sum() / count), firmness=float((fit * sure).sum() / max((seen * sure).sum(), 1e-3)),
@@ -142,7 +142,7 @@ def assemble(clip: Clip, view: View, found: Estimate) -> Geometry:
     )  # fmt: skip
 
 
-def _interpolate(poses: np.ndarray, frames: np.ndarray, count: int) -> np.ndarray:
+def interpolate(poses: np.ndarray, frames: np.ndarray, count: int) -> np.ndarray:
     """[count, 4, 4] float32: constant twist rotation and straight translation between the estimated frames."""
     out = np.tile(np.eye(4), (count, 1, 1))
     for a, (start, stop) in enumerate(pairwise(frames)):
