@@ -2,31 +2,29 @@
 
 Per row the pieces are timed and multiplied by how often the recipe needs them: guided velocities of the rollout, trained ones (forward and
 backward), reference ones, decoding, optimizer step, publishing. A whole step of the public recipe takes minutes a video, its pieces
-seconds. The last row runs whole: sampler, decoder and trainer as in training, to hold the sum against. Weights are random: speed and memory
-do not depend on them, pictures do. Rewards are not part of it (their weights are not here), so there is no time waited for them.
+seconds. The row "whole" runs whole: sampler, decoder and trainer as in training, to hold the sum against. Weights are random: speed and
+memory do not depend on them, pictures do. Rewards are not part of it (their weights are not here), so no time is waited for them.
+
+Rows are taken in the order of their importance, not of the table, and every piece is written to the file when it is timed: a run that is
+cut short loses one piece, and the next one with the same file goes on from there.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
-import statistics
+import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from world_r1 import planning
+from world_r1 import bench_pieces, planning
+from world_r1.bench_pieces import Bench, merged
 from world_r1.config import Config, parse
 
 log = logging.getLogger(__name__)
-
-#: Timed repetitions after one that warms up, and seconds after which no further one begins.
-REPEATS, ENOUGH = 3, 3.0
-PROMPT = "Camera orbit left. A red box on grass under a blue sky."
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,11 @@ class Row:
     tree: Mapping[str, Any] = field(default_factory=dict)
     #: Run the step as it is in training instead of composing it.
     whole: bool = False
+    #: Place in the order of measuring, and seconds that it takes on an H100, cold compiler included.
+    order: int = 9
+    seconds: float = 10.0
+    #: Another model than the table's: nothing of the row is merged into the rows below.
+    model: str | None = None
 
 
 #: The public release's configuration for Wan2.1, as far as it concerns cost; its base weights are float32 under autocast, ours bf16.
@@ -52,63 +55,98 @@ ROWS = (
     Row(
         "public",
         "public recipe: 50 steps with guidance, 24 trained, reference passes, dense, all blocks checkpointed, stock decoder",
+        order=0,
+        seconds=50,
     ),
-    Row("decoder", "decoder in bf16, channels last", {"speed": {"vae_dtype": "bf16", "vae_channels_last": True}}),
+    Row("decoder", "decoder in bf16, channels last", {"speed": {"vae_dtype": "bf16", "vae_channels_last": True}}, order=1),
+    Row("long chunks", "four latent frames at a time through the decoder instead of one", {"speed": {"vae_chunk": 4}}, order=1),
+    Row("compile", "torch.compile by block", {"speed": {"compile": True}}, order=6, seconds=70),
+    Row("checkpoint", "as few blocks checkpointed as the memory allows", {"speed": {"checkpoint": "auto"}}, order=7, seconds=50),
     Row(
-        "full decoder",
-        "whole videos through the decoder instead of latent frame by latent frame",
-        {"speed": {"vae_decode": "full"}},
+        "sparse",
+        "pyramid sparse attention of density 0.15 in rollout and update",
+        {"speed": {"attention": {"kind": "pyramid"}}},
+        order=2,
+        seconds=90,
     ),
-    Row("compile", "torch.compile by block", {"speed": {"compile": True}}),
-    Row("checkpoint", "as few blocks checkpointed as the memory allows", {"speed": {"checkpoint": "auto"}}),
-    Row("sparse", "pyramid sparse attention of density 0.15 in rollout and update", {"speed": {"attention": {"kind": "pyramid"}}}),
     Row(
         "window",
         "2 trained steps of the first half instead of 24",
         {"flow": {"window": {"size": 2, "position": "random", "within": 8}}},
+        order=2,
+        seconds=0,
     ),
-    Row("few steps", "16 denoising steps instead of 50", {"flow": {"steps": 16}}),
+    Row("few steps", "16 denoising steps instead of 50", {"flow": {"steps": 16}}, order=2, seconds=0),
     Row(
         "recommended",
-        "fused optimizer, stored latents in bf16, two videos a forward",
-        {"speed": {"fused_optimizer": True, "latents": "bf16"}, "optimizer": {"micro_batch": 2}},
+        "fused optimizer, stored latents in bf16",
+        {"speed": {"fused_optimizer": True, "latents": "bf16"}},
+        order=2,
+        seconds=0,
     ),
-    Row("whole", "the recommended recipe run whole: two videos sampled, decoded and learned from", whole=True),
+    Row("whole", "the recommended recipe run whole: two videos sampled, decoded and learned from", whole=True, order=3, seconds=50),
+    Row(
+        "14B",
+        "Wan2.1-14B: one step of two videos, without guidance, 2 denoising steps of which 1 is trained, sparse, every block checkpointed",
+        {
+            "model": {"path": "Wan-AI/Wan2.1-T2V-14B-Diffusers", "guidance_scale": 1.0},
+            "flow": {"steps": 2, "window": {"size": 1, "position": "first", "within": None}},
+            "algorithm": {"kl": {"beta": 0.0}},
+            "speed": {"compile": False, "checkpoint": 1.0},
+        },
+        whole=True,
+        order=4,
+        seconds=60,
+        model="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+    ),
 )
-#: Sections of the configuration that decide a piece's cost; pieces of equal settings are timed once.
-PIECES = ("rollout", "trained", "reference", "decode")
+COLUMNS = ("rollout", "decode", "update", "publish", "total", "cheaper", "peak GiB", "busy", "videos / GPU h")
 
 
 def run(
     model: str, *, quick: bool = False, rows: Sequence[str] | None = None, seconds: float = 420, out: Path | None = None
 ) -> dict[str, Any]:
-    """Time the rows (all of them, or those named); the result is also written to `out` after every row.
+    """Time the rows (all of them, or those named); the result is written to `out` after every piece.
 
-    A row that does not fit into memory, or whose turn comes after `seconds`, says so instead of a number. ValueError for an unknown row.
+    What `out` holds of the same model, machine and commit is not measured again. A row that fails, or for which too few of the
+    `seconds` are left, says so instead of a number. ValueError for an unknown row.
     """
     known = [row.name for row in ROWS]
     if rows is not None and (unknown := [name for name in rows if name not in known]):
         raise ValueError(f"--rows: no row {unknown[0]!r}; known: {', '.join(known)}")
-    begin = time.perf_counter()
-    found: dict[str, Any] = {"model": model, "quick": quick, "weights": "random", **_machine(), "rows": []}
-    timed: dict[str, dict[str, Any]] = {}
-    tree: dict[str, Any] = _merged(PUBLIC, _base(model, quick))
-    found["video"] = [tree["video"][key] for key in ("frames", "height", "width")]
-    for row in ROWS:
-        tree = _merged(tree, row.tree)
-        if rows is not None and row.name not in rows:
-            continue
-        entry: dict[str, Any] = {"row": row.name, "adds": row.adds}
-        if time.perf_counter() - begin > seconds:
-            entry["skipped"] = f"not begun: {seconds:g} s were over"
-        else:
-            entry |= _row(row, parse(_fitting(tree, quick), source=f"row {row.name}"), timed)
-        found["rows"].append(entry)
+    end = time.perf_counter() + seconds
+    found: dict[str, Any] = {"model": model, "quick": quick, "weights": "random", **_machine()}
+    base = _base(model, quick)
+    found["video"] = [base["video"][key] for key in ("frames", "height", "width")]
+    earlier = _earlier(out, found)
+    entries: dict[str, dict[str, Any]] = {entry["row"]: entry for entry in earlier.get("rows", ()) if "seconds per video" in entry}
+    bench = Bench()
+    bench.timed = earlier.get("timed", {})
+
+    def save() -> None:
+        found["rows"] = [entries[name] for name in known if name in entries]
         found["costs"] = costs_of(found)
-        log.info("%s", json.dumps(entry))
+        found["timed"] = bench.timed
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+    bench.save = save
+    wanted = [(row, tree) for row, tree in _trees(base) if (rows is None or row.name in rows) and row.name not in entries]
+    for row, tree in sorted(wanted, key=lambda pair: pair[0].order):
+        left = end - time.perf_counter()
+        needed = 0.0 if quick else row.seconds
+        begin = time.perf_counter()
+        if left <= 0 or left < needed:
+            entry = {"skipped": f"not begun: {max(left, 0):.0f} s of {seconds:g} s were left, it takes about {row.seconds:g} s"}
+        else:
+            entry = _row(row, _fitting(tree, quick), bench, end)
+        entries[row.name] = {"row": row.name, "adds": row.adds, **entry, "took (s)": time.perf_counter() - begin}
+        log.info("%s", json.dumps(entries[row.name]))
+        print(f"{row.name}: {_said(entries[row.name])}", flush=True)
+        save()
+    bench.put_away()
+    save()
     return found
 
 
@@ -116,38 +154,57 @@ def table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows for people: seconds a video by phase, memory, and how much cheaper than the first row."""
     lines = []
     first: float | None = None
+    other = {row.name for row in ROWS if row.model}
     for entry in found["rows"]:
         line: dict[str, Any] = {"row": entry["row"]}
         video = entry.get("seconds per video")
+        note = "; ".join(filter(None, (entry.get("note"), entry.get("skipped"), entry.get("error"))))
         if video is None:
-            lines.append(line | dict.fromkeys(COLUMNS, "") | {"note": entry.get("skipped") or entry.get("error", "")})
+            lines.append(line | dict.fromkeys(COLUMNS, "") | {"note": note})
             continue
-        first = first or video["total"]
+        if entry["row"] == "public":
+            first = video["total"]
+        compared = first is not None and entry["row"] not in other
         numbers = {key: f"{video[key]:.3g}" for key in ("rollout", "decode", "update", "publish", "total")}
         memory = f"{entry['peak GiB']:.1f}" if entry.get("peak GiB") is not None else "-"
         busy = f"{entry['busy']:.0%}" if entry.get("busy") is not None else "-"
-        shown = {"cheaper": f"{first / video['total']:.2f}x", "peak GiB": memory, "busy": busy}
-        lines.append(line | numbers | {**shown, "videos / GPU h": f"{3600 / video['total']:.3g}", "note": entry.get("note", "")})
+        cheaper = f"{first / video['total']:.2f}x" if compared and first is not None else "-"
+        shown = {"cheaper": cheaper, "peak GiB": memory, "busy": busy}
+        lines.append(line | numbers | {**shown, "videos / GPU h": f"{3600 / video['total']:.3g}", "note": note})
     return lines
 
 
-COLUMNS = ("rollout", "decode", "update", "publish", "total", "cheaper", "peak GiB", "busy", "videos / GPU h")
+def bars(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What is compared with what, one line each: default, ours, ratio; empty cells where a side was not measured."""
+    done = {entry["row"]: entry for entry in found["rows"]}
+    pieces = {name: entry.get("pieces", {}) for name, entry in done.items()}
+    public, ours = pieces.get("public", {}), pieces.get("sparse", {})
+    both = 2.0  # rows of a guided velocity
+    decode = next((pieces[name]["decode"] for name in ("long chunks", "decoder") if pieces.get(name, {}).get("decode")), None)
+    totals = [done.get(name, {}).get("seconds per video", {}).get("total") for name in ("public", "recommended")]
+    lines = [
+        ("forward, one row (s): diffusers default / sparse and compiled", public.get("default forward"), ours.get("rollout"), both),
+        ("forward and backward, one row (s): checkpointed default / ours", _half(public.get("trained")), ours.get("trained"), both),
+        ("VAE decode (s): stock, float32 / bf16, channels last, long chunks", public.get("decode"), decode, 1.0),
+        ("GPU seconds a training video: public recipe / recommended", totals[0], totals[1], 1.0),
+    ]
+    shown = []
+    for what, default, mine, rows in lines:
+        mine = None if mine is None else mine / rows
+        ratio = "" if default is None or mine is None else f"{default / mine:.2f}x"
+        numbers = ["" if value is None else f"{value:.3g}" for value in (default, mine)]
+        shown.append({"what": what, "default": numbers[0], "ours": numbers[1], "ratio": ratio})
+    return shown
 
 
 def costs_of(found: Mapping[str, Any]) -> dict[str, Any] | None:
     """The rows as constants for `world-r1 plan --costs`; None before the public recipe and one of ours are timed."""
-    done = {entry["row"]: entry for entry in found["rows"] if "pieces" in entry}
+    done = {entry["row"]: entry for entry in found["rows"] if "counts" in entry}
     if "public" not in done:
         return None
     public = done["public"]["pieces"]
-    ours = next(
-        (
-            done[name]["pieces"]
-            for name in ("recommended", "few steps", "window", "sparse", "checkpoint", "compile")
-            if name in done
-        ),
-        None,
-    )
+    names = ("recommended", "few steps", "window", "sparse", "checkpoint", "compile")
+    ours = next((done[name]["pieces"] for name in names if name in done), None)
     costs = planning.costs()
     source = f"measured by bench step on {found['device']}, random weights"
     frames, height, width = found["video"]
@@ -164,208 +221,100 @@ def costs_of(found: Mapping[str, Any]) -> dict[str, Any] | None:
 # One row.
 
 
-def _row(row: Row, config: Config, timed: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _row(row: Row, tree: Mapping[str, Any], bench: Bench, end: float) -> dict[str, Any]:
+    """The row's numbers; where compiling fails, the same without, and the reason. Whatever fails is a row that says so."""
+    config = parse(dict(tree), source=f"row {row.name}")
+    try:
+        return _measured(row, config, bench, end)
+    except Exception as error:
+        log.warning("row %s failed", row.name, exc_info=error)
+        said = _reason(config, error)
+    bench.put_away()
+    if not config.speed.compile or time.perf_counter() > end:
+        return {"error": said}
+    plain = parse(merged(tree, {"speed": {"compile": False}}), source=f"row {row.name}")
+    try:
+        return {**_measured(row, plain, bench, end), "note": f"without torch.compile, which failed: {said}"}
+    except Exception as error:
+        log.warning("row %s failed without torch.compile", row.name, exc_info=error)
+        bench.put_away()
+        return {"error": f"{said}; without torch.compile: {_reason(plain, error)}"}
+
+
+def _measured(row: Row, config: Config, bench: Bench, end: float) -> dict[str, Any]:
+    if row.whole:
+        return bench_pieces.whole_step(bench.policy(config), config)
+    return _composed(config, bench.pieces(config, spare=lambda: end - time.perf_counter() > 30))
+
+
+def _reason(config: Config, error: Exception) -> str:
     import torch
 
     from world_r1 import memory
 
-    try:
-        return _whole(config) if row.whole else _composed(config, timed)
-    except torch.OutOfMemoryError as error:
-        return {"error": memory.advice(config, str(error))}
-    finally:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    if isinstance(error, torch.OutOfMemoryError | memory.OutOfMemory):
+        return memory.advice(config, str(error))
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def _composed(config: Config, timed: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Pieces timed here or in an earlier row with the same settings, times their counts."""
-    key, decode_key = _keys(config)
-    if key not in timed or decode_key not in timed:
-        _time(config, timed, key, decode_key)
-    pieces = {**timed[key], **timed[decode_key]}
+def _composed(config: Config, pieces: Mapping[str, Any]) -> dict[str, Any]:
+    """Pieces times their counts. A reference pass that was not timed counts as one of the rollout."""
     counts = planning.passes(config)
     branches = 1 if config.model.guidance_scale == 1.0 else 2
     videos = config.prompts.groups * config.prompts.group_size
+    optimizer = pieces["fused optimizer" if config.speed.fused_optimizer else "optimizer"]
     video = {
         "rollout": counts["rollout"] / branches * pieces["rollout"],
         "decode": pieces["decode"],
         "update": counts["trained"] / branches * pieces["trained"]
-        + counts["without gradient"] / branches * pieces["reference"]
-        + pieces["optimizer"] / videos,
+        + counts["without gradient"] / branches * pieces.get("reference", pieces["rollout"])
+        + optimizer / videos,
         "publish": pieces["publish"] / videos,
     }
     video["total"] = sum(video.values())
-    seconds = {name: pieces[name] for name in (*PIECES, "optimizer", "publish")}
-    peaks = [pieces[name] for name in ("peak", "decode peak") if pieces[name] is not None]
+    names = ("default forward", "rollout", "trained", "reference", "decode", "publish")
+    peaks = [pieces[name] for name in ("peak", "decode peak") if pieces.get(name) is not None]
     return {
         "counts": counts,
-        "pieces": seconds,
-        "first call (s)": pieces["first call"],
+        "pieces": {name: pieces[name] for name in names if name in pieces} | {"optimizer": optimizer},
+        "first calls (s)": pieces["first calls"],
         "checkpointed blocks": pieces["checkpointed"],
         "seconds per video": video,
         "peak GiB": max(peaks) / 2**30 if peaks else None,
-        "busy": pieces["busy"],
+        "busy": pieces.get("busy"),
+        **({} if "reference" in pieces else {"note": "reference passes counted as those of the rollout"}),
     }
 
 
-def _time(config: Config, timed: dict[str, dict[str, Any]], key: str, decode_key: str) -> None:
-    import torch
-
-    from world_r1.policy import load_policy
-    from world_r1.update import Trainer
-
-    policy: Any = load_policy(config)
-    shape = policy.latent_shape(config.video)
-    batch = config.optimizer.micro_batch
-    x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0)).to(policy.device)
-    condition = policy.encode([PROMPT]).expand(batch, -1, -1)
-    sigma = torch.full((batch,), 0.7, device=policy.device)  # below the sigmas where a policy may keep attention dense
-    if key not in timed:
-        trainer = Trainer(config, policy)
-
-        def rollout() -> None:
-            with torch.no_grad():
-                policy.velocity(x, sigma, condition)
-
-        def reference() -> None:
-            with torch.no_grad(), policy.reference():
-                policy.velocity(x, sigma, condition)
-
-        def trained() -> None:
-            policy.velocity(x, sigma, condition).square().mean().backward()
-
-        found: dict[str, Any] = {}
-        with _peak(policy.device) as peak:
-            found["rollout"], first = _seconds(rollout, policy.device)
-            found["reference"], second = _seconds(reference, policy.device)
-            found["trained"], third = _seconds(trained, policy.device)
-        found = {name: value / batch for name, value in found.items()}
-        found["optimizer"], _ = _seconds(lambda: _optimize(trainer), policy.device)
-        found["publish"], _ = _seconds(policy.state, policy.device)
-        found["busy"] = _busy(trained, policy.device)
-        found["first call"] = first + second + third
-        found["peak"] = peak.get("bytes")
-        found["checkpointed"] = _checkpointed(policy)
-        timed[key] = found
-        trainer.optimizer.zero_grad(set_to_none=True)
-    if decode_key not in timed:
-        with _peak(policy.device) as peak:
-            seconds, _ = _seconds(lambda: policy.decode(x[:1]), policy.device)
-        timed[decode_key] = {"decode": seconds, "decode peak": peak.get("bytes")}
+def _trees(base: Mapping[str, Any]) -> Iterator[tuple[Row, dict[str, Any]]]:
+    """Every row with its configuration as a mapping."""
+    tree = merged(PUBLIC, base)
+    for row in ROWS:
+        own = merged(tree, row.tree)
+        if row.model is None:
+            tree = own
+        yield row, own
 
 
-def _whole(config: Config) -> dict[str, Any]:
-    """One step as in training: a group of two sampled and decoded by `sample_group`, learned from by `Trainer`, after one that warms up."""
-    from world_r1.policy import load_policy
-    from world_r1.rollout import sample_group
-    from world_r1.types import Prompt
-    from world_r1.update import Trainer
-
-    config = parse(_merged(config.model_dump(mode="json"), {"prompts": {"groups": 1, "group_size": 2}}))
-    policy: Any = load_policy(config)
-    trainer = Trainer(config, policy)
-    times: list[dict[str, float]] = []
-    with _peak(policy.device) as peak:
-        for step in range(2):
-            marks = [_now(policy.device)]
-            sampled = sample_group(policy, config, Prompt("bench", PROMPT), step, 0, trainer.version)
-            marks.append(_now(policy.device))
-            metrics = trainer.update(sampled.rollouts, dict(zip((r.id for r in sampled.rollouts), (1.0, -1.0), strict=True)))
-            marks.append(_now(policy.device))
-            policy.state()
-            marks.append(_now(policy.device))
-            names = ("rollout", "update", "publish")
-            times.append({name: (b - a) / 2 for name, a, b in zip(names, marks, marks[1:], strict=False)})
-    video = {**times[1], "decode": 0.0}
-    return {
-        "seconds per video": {**video, "total": sum(video.values())},
-        "note": "decode is inside rollout; the optimizer step is shared by two videos only",
-        "ratio at the first update": metrics["ratio_mean"],
-        "first step (s)": 2 * sum(times[0].values()),
-        "peak GiB": peak["bytes"] / 2**30 if peak.get("bytes") else None,
-        "stored MB a video": sum(
-            a.nbytes for a in (sampled.rollouts[0].latents, sampled.rollouts[0].next_latents, sampled.rollouts[0].x0)
-        )
-        / 1e6,
-        "plans MB a video": sum(plan.packed.nbytes for plan in sampled.rollouts[0].plans if plan is not None) / 1e6,
-    }
+def _earlier(out: Path | None, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file holds of the same model, machine and commit; nothing where it is of another."""
+    if out is None or not out.is_file():
+        return {}
+    try:
+        earlier: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        return {}
+    return earlier if all(earlier.get(key) == value for key, value in found.items()) else {}
 
 
-def _optimize(trainer: Any) -> None:
-    import torch
-
-    for parameter in trainer.parameters.values():
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    torch.nn.utils.clip_grad_norm_(trainer.parameters.values(), 1.0)
-    trainer.optimizer.step()
-    trainer.average.update()
+def _half(value: float | None) -> float | None:
+    return None if value is None else value / 2
 
 
-def _checkpointed(policy: Any) -> int | None:
-    chosen = getattr(policy.transformer, "_gradient_checkpointing_func", None)
-    if not getattr(policy.transformer, "gradient_checkpointing", False):
-        return 0
-    return getattr(chosen, "checkpointed", len(getattr(policy.transformer, policy.blocks)))
-
-
-def _seconds(call: Callable[[], Any], device: Any) -> tuple[float, float]:
-    """Median of up to `REPEATS` calls, and the first call before them."""
-    times: list[float] = []
-    while len(times) < 2 or (len(times) <= REPEATS and sum(times[1:]) < ENOUGH):
-        begin = _now(device)
-        call()
-        times.append(_now(device) - begin)
-    return statistics.median(times[1:]), times[0]
-
-
-def _now(device: Any) -> float:
-    if device.type == "cuda":
-        import torch
-
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def _busy(call: Callable[[], Any], device: Any) -> float | None:
-    """Share of the time in which the GPU computed something, by the profiler; None without a GPU."""
-    if device.type != "cuda":
-        return None
-    from torch.profiler import ProfilerActivity, profile
-
-    begin = _now(device)
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        call()
-        wall = _now(device) - begin
-    spans = sorted((e.time_range.start, e.time_range.end) for e in seen.events() if str(e.device_type).endswith("CUDA"))
-    covered, end = 0.0, 0.0
-    for start, stop in spans:
-        covered += max(0.0, stop - max(start, end))
-        end = max(end, stop)
-    return covered / 1e6 / wall if spans else None
-
-
-@contextmanager
-def _peak(device: Any) -> Iterator[dict[str, int]]:
-    """Fills {"bytes": most GPU memory that was allocated inside}; nothing without a GPU."""
-    import torch
-
-    seen: dict[str, int] = {}
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    yield seen
-    if device.type == "cuda":
-        seen["bytes"] = torch.cuda.max_memory_allocated()
-
-
-def _keys(config: Config) -> tuple[str, str]:
-    """What the transformer's pieces and what the decoder's depend on."""
-    speed = config.speed.model_dump(mode="json")
-    decoder = {name: speed.pop(name) for name in list(speed) if name.startswith("vae_")}
-    speed.pop("latents")
-    return json.dumps([speed, config.optimizer.micro_batch, config.model.gradient_checkpointing]), json.dumps(decoder)
+def _said(entry: Mapping[str, Any]) -> str:
+    video = entry.get("seconds per video")
+    number = f"{video['total']:.3g} s a video" if video else entry.get("error") or entry.get("skipped")
+    return f"{number} (took {entry['took (s)']:.0f} s)"
 
 
 def _base(model: str, quick: bool) -> dict[str, Any]:
@@ -384,21 +333,13 @@ def _fitting(tree: Mapping[str, Any], quick: bool) -> dict[str, Any]:
     """Small settings where the model is small: blocks of 16 tokens, and a compiler that starts no minute-long build."""
     tree = dict(tree)
     if quick and tree["speed"].get("attention"):
-        tree = _merged(tree, {"speed": {"attention": {"block": 16, "density": 0.4, "backend": "reference"}}})
+        tree = merged(tree, {"speed": {"attention": {"block": 16, "density": 0.4, "backend": "reference"}}})
     if quick:
-        tree = _merged(tree, {"speed": {"compile": False}})
+        tree = merged(tree, {"speed": {"compile": False}})
     if tree["model"]["policy"] != "wan":  # its attention and its decoder have no such switches
-        speed = {key: value for key, value in tree["speed"].items() if key != "attention"}
+        speed = {key: value for key, value in tree["speed"].items() if key not in ("attention", "vae_chunk")}
         tree = tree | {"speed": {**speed, "vae_decode": "auto"}}
     return tree
-
-
-def _merged(tree: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    both = dict(tree)
-    for key, value in more.items():
-        old = both.get(key)
-        both[key] = _merged(old, value) if isinstance(value, Mapping) and isinstance(old, Mapping) else value
-    return both
 
 
 def _machine() -> dict[str, Any]:
@@ -406,4 +347,14 @@ def _machine() -> dict[str, Any]:
 
     from world_r1.bench import machine
 
-    return {"device": machine("cuda" if torch.cuda.is_available() else "cpu"), "torch": torch.__version__}
+    device = machine("cuda" if torch.cuda.is_available() else "cpu")
+    return {"device": device, "torch": torch.__version__, "commit": _commit()}
+
+
+def _commit() -> str | None:
+    """The checkout's commit; None outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -43,6 +43,7 @@ FREE = (
     "speed.checkpoint",
     "speed.text_encoder",
     "speed.vae_decode",
+    "speed.vae_chunk",
 )
 #: Exceptions to `FREE`, because they change what is computed.
 BOUND = ("cluster.max_staleness", "cluster.sample_batch")

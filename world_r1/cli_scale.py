@@ -55,10 +55,10 @@ def bench_step(
     quick: Annotated[bool, typer.Option("--quick", help="Tiny model and video: shows that it runs, on a CPU in a minute.")] = False,
     rows: Annotated[str | None, typer.Option("--rows", help="Comma-separated rows; default all, see --list.")] = None,
     list_rows: Annotated[bool, typer.Option("--list", help="Print the rows and what each adds, and stop.")] = False,
-    seconds: Annotated[float, typer.Option("--seconds", min=1, help="Begin no new row after so many seconds.")] = 420,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="JSON, rewritten after every row.")] = Path(
-        "bench_step.json"
-    ),
+    seconds: Annotated[float, typer.Option("--seconds", min=1, help="Begin no row that does not fit into so many seconds.")] = 420,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="JSON, rewritten after every piece; a later run goes on.")
+    ] = Path("bench_step.json"),
     as_json: AsJson = False,
 ) -> None:
     """Time one training step of the public recipe and of ours, feature by feature, on this machine; figures are of random weights."""
@@ -70,6 +70,8 @@ def bench_step(
         return
     found = bench.run(model, quick=quick, rows=rows.split(",") if rows else None, seconds=seconds, out=out)
     show(found if as_json else bench.table(found), as_json)
+    if not as_json:
+        show(bench.bars(found), False)
 
 
 def dry_run(config: Config) -> None:

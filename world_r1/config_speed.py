@@ -51,6 +51,8 @@ class SpeedConfig(Strict):
     vae_dtype: Literal["fp32", "bf16"] = "fp32"
     vae_channels_last: bool = False
     vae_decode: Literal["auto", "full", "chunked"] = "auto"
+    #: Latent frames that the chunked decoder of Wan takes at a time, after the first.
+    vae_chunk: int = Field(1, ge=1)
     #: AdamW's fused kernel.
     fused_optimizer: bool = False
     #: Precision of stored latents. "bf16" halves them; the sampler then continues from the rounded latents, so that ratios stay exact.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from world_r1 import bench_step, cli, performance, planning
+from world_r1 import bench_pieces, bench_step, cli, performance, planning
 
 ROOT = Path(__file__).parents[2]
 WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
@@ -18,9 +18,9 @@ WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("bench") / "rows.json"
-    rows = ["public", "window", "few steps", "whole"]
+    rows = ["public", "long chunks", "sparse", "window", "few steps", "recommended", "whole", "14B"]
     monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr(bench_step, "REPEATS", 1)
+    monkeypatch.setattr(bench_pieces, "REPEATS", 1)
     result = bench_step.run(WAN, quick=True, rows=rows, out=out)
     monkeypatch.undo()
     assert json.loads(out.read_text()) == json.loads(json.dumps(result))
@@ -39,7 +39,7 @@ def test_rows_count_what_the_recipes_need(found: dict[str, Any]) -> None:
 
 
 def test_the_whole_step_is_a_step_of_training(found: dict[str, Any]) -> None:
-    whole = found["rows"][-1]
+    whole = next(row for row in found["rows"] if row["row"] == "whole")
     assert whole["ratio at the first update"] == 1.0
     assert whole["seconds per video"]["total"] > 0
     assert whole["stored MB a video"] == pytest.approx(
@@ -64,10 +64,64 @@ def test_time_and_memory_that_run_out_are_rows_without_numbers(monkeypatch: pyte
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
-    monkeypatch.setattr(bench_step, "_time", full)
+    monkeypatch.setattr(bench_pieces.Bench, "_time_transformer", full)
     short = bench_step.run(WAN, quick=True, rows=["public"])
     assert "saves about" in short["rows"][0]["error"] or "every switch" in short["rows"][0]["error"]
     assert bench_step.table(short)[0]["total"] == ""
+
+
+def test_a_run_that_is_cut_short_keeps_its_pieces_and_goes_on(
+    found: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "rows.json"
+    before = {**found, "rows": [row for row in found["rows"] if row["row"] in ("public", "14B")]}
+    out.write_text(json.dumps(before))
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    rows = ["public", "long chunks", "sparse", "window", "few steps", "recommended", "whole", "14B"]
+    monkeypatch.setattr(bench_pieces, "whole_step", killed)  # everything else is taken from the file
+    monkeypatch.setattr(bench_pieces.Bench, "_time_transformer", killed)
+    monkeypatch.setattr(bench_pieces.Bench, "_time_decoder", killed)
+    with pytest.raises(KeyboardInterrupt):
+        bench_step.run(WAN, quick=True, rows=rows, out=out)
+    kept = json.loads(out.read_text())
+    wanted = {row["row"]: row.get("pieces") for row in json.loads(json.dumps(found))["rows"]}
+    assert {row["row"]: row.get("pieces") for row in kept["rows"]} == {k: v for k, v in wanted.items() if k != "whole"}
+
+
+def test_where_the_compiler_fails_a_row_is_measured_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    took = bench_pieces.Bench._time_transformer
+    calls: list[bool] = []
+
+    def failing(bench: Any, policy: Any, config: Any, *more: Any) -> None:
+        calls.append(config.speed.compile)
+        if config.speed.compile:
+            raise RuntimeError("the compiler broke")
+        took(bench, policy, config, *more)
+
+    monkeypatch.setattr(bench_pieces, "REPEATS", 1)
+    monkeypatch.setattr(bench_step, "_fitting", lambda tree, quick: bench_pieces.merged(tree, SMALL))
+    monkeypatch.setattr(bench_pieces.Bench, "_time_transformer", failing)
+    found = bench_step.run(WAN, quick=True, rows=["sparse", "window"])
+    assert calls == [True, False], "what failed for one row is not tried again for the next"
+    assert all("failed: RuntimeError: the compiler broke" in row["note"] for row in found["rows"])
+    assert all(row["seconds per video"]["total"] > 0 for row in found["rows"])
+
+
+SMALL = {"speed": {"attention": {"block": 16, "density": 0.4, "backend": "reference"}}}
+
+
+def test_the_bars_compare_a_row_of_each_side(found: dict[str, Any]) -> None:
+    forward, update, decode, video = bench_step.bars(found)
+    pieces = {row["row"]: row.get("pieces", {}) for row in found["rows"]}
+    assert float(forward["default"]) == pytest.approx(pieces["public"]["default forward"], rel=1e-2)
+    assert float(forward["ours"]) == pytest.approx(pieces["sparse"]["rollout"] / 2, rel=1e-2)
+    assert float(update["default"]) == pytest.approx(pieces["public"]["trained"] / 2, rel=1e-2)
+    assert float(decode["ours"]) == pytest.approx(pieces["long chunks"]["decode"], rel=1e-2)
+    assert video["ratio"].endswith("x")
+    assert bench_step.bars({"rows": []})[0]["ratio"] == ""
 
 
 def test_an_unknown_row_and_the_list(capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,9 +136,7 @@ def test_every_row_is_a_valid_configuration() -> None:
 
     for model in (WAN, "zai-org/CogVideoX-5b"):
         for quick in (True, False):
-            tree = bench_step._merged(bench_step.PUBLIC, bench_step._base(model, quick))
-            for row in bench_step.ROWS:
-                tree = bench_step._merged(tree, row.tree)
+            for _, tree in bench_step._trees(bench_step._base(model, quick)):
                 parse(bench_step._fitting(tree, quick))
 
 

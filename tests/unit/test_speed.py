@@ -162,6 +162,44 @@ def test_compiled_sparse_blocks_are_one_program(tiny: Callable[..., Config], mon
     assert not torch._dynamo.utils.counters["recompile_limit"]
 
 
+@pytest.mark.parametrize("attention", [{}, {"attention": SPARSE}], ids=["dense", "sparse"])
+def test_a_compiled_update_with_selective_checkpoints_is_the_plain_one(
+    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, attention: dict[str, Any]
+) -> None:
+    """Rollout, reference, and update with and without checkpointing are few programs, far from the number at which the tracer gives up."""
+    monkeypatch.setattr(speed, "COMPILER", "aot_eager")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    _, plain, expected, _ = one_step(tiny(attention))
+    _, metrics, state, policy = one_step(tiny({**attention, "compile": True, "checkpoint": "auto"}))
+    assert policy.transformer._gradient_checkpointing_func.seen[0] > 0
+    assert metrics["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4)
+    assert metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-6)
+    for name, value in state.items():
+        np.testing.assert_allclose(value, expected[name], atol=2.1e-3, rtol=0)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 16
+    assert not torch._dynamo.utils.counters["recompile_limit"]
+
+
+def test_sparse_attention_gets_one_dtype_whatever_the_norms_give(tiny: Callable[..., Config]) -> None:
+    """On a GPU autocast computes the norms of queries and keys in float32; the kernels refuse mixed types."""
+    policy = load_policy(tiny({"attention": SPARSE}, model={"dtype": "bf16"}))
+    seen: list[set[torch.dtype]] = []
+    attend = policy._sparse["transformer"].handle.attend
+    for block in policy.transformer.blocks:
+        for norm in (block.attn1.norm_q, block.attn1.norm_k):
+            norm.register_forward_hook(lambda _, args, out: out.float())
+
+    def watched(call: Any, layer: int, *qkv: torch.Tensor) -> torch.Tensor:
+        seen.append({x.dtype for x in qkv})
+        return attend(call, layer, *qkv)
+
+    policy._sparse["transformer"].handle.attend = watched
+    with torch.no_grad():
+        policy.velocity(torch.randn(1, *policy.latent_shape(policy.config.video)), 0.5, policy.encode(["A red box."]))
+    assert seen == [{torch.bfloat16}] * len(policy.transformer.blocks)
+
+
 def test_plans_do_not_depend_on_the_batch_they_were_drawn_in(tiny: Callable[..., Config]) -> None:
     """Recorded in one forward of four rows (as on a GPU) or video by video; replayed either way."""
     config = tiny({"attention": SPARSE})

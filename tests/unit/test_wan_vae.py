@@ -83,6 +83,17 @@ def test_equals_the_stock_path(name: str, frames: int, channels_last: bool) -> N
     torch.testing.assert_close(differentiable, stock_video, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_chunks_of_any_length_are_the_stock_path(name: str) -> None:
+    vae = make(name)
+    z = torch.randn(1, 4, 7, 6, 10, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        stock = vae.decode(z).sample
+        for chunk in (1, 2, 4, 9):
+            torch.testing.assert_close(wan_vae.decode_chunked(vae, z, chunk), stock, atol=1e-5, rtol=0)
+        assert torch.equal(vae.decode(z).sample, stock), "the carried frames are cleared"
+
+
 @pytest.mark.parametrize("name", ["wan2.1", "wan2.2"])
 def test_gradients_equal_the_stock_path(name: str) -> None:
     x = torch.rand(1, 3, 9, 32, 48, generator=torch.Generator().manual_seed(3)) * 2 - 1

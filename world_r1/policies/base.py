@@ -370,6 +370,8 @@ class DiffusersPolicy(ABC):
         transformer = self._base[part] if self._in_reference else self.experts[part]
         name = f"base {part}" if self._in_reference else part
         around = nullcontext() if self._session is None else self._session.around(name, rows)
+        if self.config.speed.compile and torch.is_grad_enabled() and not x.requires_grad:
+            x = x.detach().requires_grad_()  # so that the first block is the same program as the others
         with around, self._precision():
             return self._predict(transformer, x, sigma, condition)
 

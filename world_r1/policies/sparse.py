@@ -93,17 +93,14 @@ class Session:
         from dataclasses import replace
 
         assert self.given is not None
-        plans = [self._plans_of(row) for row in rows]
+        plans = [self._plans_of(row, device) for row in rows]
         if not any(plans):
             return {}
         if not all(plans):
             raise ValueError("a batch mixes videos whose attention was sparse at this step with such where it was dense")
-        return {
-            layer: replace(plan, levels=torch.cat([one[layer].levels for one in plans]).to(device))
-            for layer, plan in plans[0].items()
-        }
+        return {layer: replace(plan, levels=torch.cat([one[layer].levels for one in plans])) for layer, plan in plans[0].items()}
 
-    def _plans_of(self, row: tuple[int, int]) -> dict[int, Plan]:
+    def _plans_of(self, row: tuple[int, int], device: torch.device) -> dict[int, Plan]:
         video, branch = row
         assert self.given is not None
         stored = self.given[video]
@@ -111,7 +108,7 @@ class Session:
             return {}
         if branch >= stored.shape[0]:
             raise ValueError("the rollout was sampled without guidance and is trained with it; model.guidance_scale has changed")
-        return unpack(stored, branch)
+        return unpack(stored, branch, device)
 
 
 def _row(plan: Plan, index: int) -> Plan:
@@ -136,13 +133,13 @@ def pack(branches: Sequence[dict[int, Plan]]) -> AttentionPlans:
     return AttentionPlans(layers, tuple(values), torch.stack(packed).cpu().numpy(), shape, settings)  # type: ignore[arg-type]
 
 
-def unpack(stored: AttentionPlans, branch: int) -> dict[int, Plan]:
-    """{layer: plan [1, H, nq, nk]} of one branch, on the CPU."""
+def unpack(stored: AttentionPlans, branch: int, device: torch.device | str = "cpu") -> dict[int, Plan]:
+    """{layer: plan [1, H, nq, nk]} of one branch, unpacked on the device: on a CPU that takes longer than a forward on a GPU."""
     from world_r1_kernels.pyramid_attention.plan import Plan
 
     _, layers, heads, queries, keys = stored.shape
-    values = torch.tensor(stored.values, dtype=torch.uint8)
-    packed = torch.tensor(stored.packed[branch * layers : (branch + 1) * layers])
+    values = torch.tensor(stored.values, dtype=torch.uint8, device=device)
+    packed = torch.tensor(stored.packed[branch * layers : (branch + 1) * layers]).to(device)
     plans: dict[int, Plan] = {}
     for layer, one in zip(stored.layers, packed, strict=True):
         codes = _unpack_bits(one, _bits(len(stored.values)), heads * queries * keys)
@@ -165,5 +162,5 @@ def _pack_bits(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def _unpack_bits(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
     return ((packed[:, None] >> shifts) & (2**bits - 1)).flatten()[:count]

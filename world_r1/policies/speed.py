@@ -84,10 +84,10 @@ class Chosen:
         self.seen: tuple[int, int] | None = None
 
     def __call__(self, block: nn.Module, *args: Any) -> Any:
-        if self.checkpointed is None:
+        index = self.names[id(block)]
+        if self.checkpointed is None and (index > 0 or self.count == 1):  # the first block's inputs may carry none
             self._decide(block, args)
-        assert self.checkpointed is not None
-        if self.names[id(block)] < self.checkpointed:
+        if self.checkpointed is None or index < self.checkpointed:
             return checkpoint(block.__call__, *args, use_reentrant=False)
         return block(*args)
 
@@ -122,9 +122,7 @@ def kept_bytes(block: nn.Module, args: tuple[Any, ...]) -> int:
             alive.append(value)
         return value
 
-    inputs = [
-        value.detach().requires_grad_(value.is_floating_point()) if isinstance(value, torch.Tensor) else value for value in args
-    ]
+    inputs = [value.detach().requires_grad_(value.requires_grad) if isinstance(value, torch.Tensor) else value for value in args]
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         block(*inputs)
     return sum(sizes.values())

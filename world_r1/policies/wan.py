@@ -78,7 +78,7 @@ class WanPolicy(DiffusersPolicy):
         if how == "full" or (how == "auto" and wan_vae.decode_bytes(self.vae, z) <= DECODE_LIMIT):
             video = wan_vae.decode(self.vae, z, clamp=True)
         else:
-            video = self.vae.decode(z, return_dict=False)[0]
+            video = wan_vae.decode_chunked(self.vae, z, self.config.speed.vae_chunk)
         pixels = video.float().permute(0, 2, 3, 4, 1).add(1.0).mul(127.5).round_().clamp_(0, 255)
         return pixels.to(torch.uint8).contiguous().cpu().numpy()
 

@@ -51,6 +51,23 @@ def decode(vae: nn.Module, z: torch.Tensor, clamp: bool = False) -> torch.Tensor
     return video.clamp(-1.0, 1.0) if clamp else video
 
 
+def decode_chunked(vae: Any, z: torch.Tensor, chunk: int = 1) -> torch.Tensor:
+    """`decode` with the stock decoder and its carried frames: the first latent frame, then `chunk` at a time; clamped, not differentiable.
+
+    A chunk of 1 is the stock path. Longer ones give the same video in fewer, larger operations, and take that many times the memory.
+    """
+    vae.clear_cache()
+    hidden = vae.post_quant_conv(z)
+    starts = [0, *range(1, hidden.shape[2], chunk)]
+    pieces = []
+    for start, end in zip(starts, [*starts[1:], hidden.shape[2]], strict=True):
+        vae._conv_idx = [0]
+        first = {"first_chunk": True} if start == 0 else {}
+        pieces.append(vae.decoder(hidden[:, :, start:end], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, **first))
+    vae.clear_cache()
+    return unpatchify(torch.cat(pieces, dim=2), vae.config.patch_size).clamp(-1.0, 1.0)
+
+
 def decode_bytes(vae: nn.Module, z: torch.Tensor) -> int:
     """Size in bytes of the largest float32 activation that `decode` of `z` makes; a few of them live at a time."""
     config: Any = vae.config

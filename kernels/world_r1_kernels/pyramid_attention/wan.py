@@ -102,5 +102,7 @@ class Processor:
         q, k, v = project(attn, hidden_states)
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_q(q), attn.norm_k(k), v))
         cos, sin = rotary_emb[0][..., ::2], rotary_emb[1][..., ::2]
-        out = self.owner.attend(rotary_emb.call, self.layer, rotate(q, cos, sin), rotate(k, cos, sin), v)
-        return attn.to_out[1](attn.to_out[0](out.flatten(2).type_as(q)))
+        # Autocast computes the norms in float32; the kernels take one dtype, that of the values.
+        q, k = (rotate(x, cos, sin).type_as(v) for x in (q, k))
+        out = self.owner.attend(rotary_emb.call, self.layer, q, k, v)
+        return attn.to_out[1](attn.to_out[0](out.flatten(2)))
