@@ -40,7 +40,7 @@ def use(monkeypatch: pytest.MonkeyPatch, **settings: object) -> None:
     """Small tiles, so that short sequences still take several steps of every loop."""
     forward = tuning.ForwardSettings(**{**SMALL_FORWARD, "tma": False, **settings})  # type: ignore[arg-type]
     monkeypatch.setattr(ops, "forward_settings", lambda *_: forward)
-    backward = replace(SMALL_BACKWARD, tma=bool(settings.get("tma", False)))
+    backward = replace(SMALL_BACKWARD, tma=bool(settings.get("tma", False)), q_late=bool(settings.get("late", False)))
     monkeypatch.setattr(ops, "backward_settings", lambda *_: backward)
 
 
@@ -141,7 +141,17 @@ def test_the_other_layout() -> None:
     compare(random_plan(75, 83, sizes=(1, 4)), layout="BNHD")
 
 
-@pytest.mark.parametrize("settings", [{"tma": True}, {"split": True}, {"tma": True, "split": True}, {"rows": 16, "tile": 32}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tma": True},
+        {"split": True},
+        {"tma": True, "split": True, "late": True},
+        {"rows": 16, "tile": 32},
+        {"late": True},
+        {"late": True, "tma": True},
+    ],
+)
 def test_every_way_to_run_the_forward(settings: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, **settings)
     compare(random_plan(75, 83, sizes=(1, 2, 4, 8), rest=16))

@@ -39,15 +39,12 @@ def run(
     steps = Steps((out or results_folder()) / name, result, seconds, say)
     steps.say(" ".join(f"{key} {value}" for key, value in result["machine"].items()))
     shapes = QUICK_GPU if quick else SHAPES
-    if quick or not tune:
-        _speeds(shapes, quick, steps, device)
     if tune:
         from world_r1_kernels.bench.tune import tune as find
 
-        result["before tuning"] = {"rows": result["rows"], "checks": result["checks"]}
         for shape in {shape.width: shape for shape in reversed(shapes)}.values():  # the first, smallest shape of every head width
-            steps.step(f"tune, width {shape.width}", lambda shape=shape: find(shape, steps, device), needs=60)  # type: ignore[misc]
-        _speeds(shapes, quick, steps, device)
+            steps.step(f"tune, width {shape.width}", lambda shape=shape: find(shape, steps, device), needs=120)  # type: ignore[misc]
+    _speeds(shapes, quick, steps, device)
     steps.say(f"wrote {steps.path}")
     return result
 
@@ -57,7 +54,8 @@ def _speeds(shapes: tuple[Shape, ...], quick: bool, steps: Steps, device: torch.
     from world_r1_kernels.bench import measure
 
     result = steps.result
-    result["checks"], result["rows"] = check(device, steps.say, strict=False), []
+    widths = tuple(sorted({shape.width for shape in shapes}, reverse=True))
+    result["checks"] = check(device, steps.say, strict=False, widths=widths)
     steps.save()
     wrong = [f"{row['case']}, width {row['width']}: {row['error']:.2e}" for row in result["checks"] if not row["right"]]
     if wrong:
@@ -67,7 +65,9 @@ def _speeds(shapes: tuple[Shape, ...], quick: bool, steps: Steps, device: torch.
         measure.shape(shape, (0.10,) if quick else DENSITIES, steps, device, dense)
 
 
-def check(device: torch.device, say: Callable[[str], None] = print, strict: bool = True) -> list[dict[str, Any]]:
+def check(
+    device: torch.device, say: Callable[[str], None] = print, strict: bool = True, widths: tuple[int, ...] = (128, 64)
+) -> list[dict[str, Any]]:
     """Output and gradients against the float32 reference for plans with every ingredient; rows {case, width, error, right}.
 
     `strict`: RuntimeError on the first that is off. Otherwise a case that cannot run at all has error infinity and its message.
@@ -82,7 +82,7 @@ def check(device: torch.device, say: Callable[[str], None] = print, strict: bool
         ("dropped", PyramidConfig(density=0.4, rest=0)),
     ]
     dtype = torch.bfloat16 if gpu else torch.float32
-    for width in (128, 64) if gpu else (64,):
+    for width in widths if gpu else (64,):
         for name, config in cases if gpu else cases[2:3]:
             row: dict[str, Any] = {"case": name, "width": width}
             try:

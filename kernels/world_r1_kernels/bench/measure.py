@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -76,8 +77,10 @@ def ours(shape: Shape, row: dict[str, Any], steps: Steps, device: torch.device) 
             steps.say(f"  {name}: {ms:.3f} ms")
         return ms
 
-    whole = note("forward with everything", lambda: pyramid_attention(q, k, v, config))
-    note("forward with everything, blocks of 64", lambda: pyramid_attention(q, k, v, replace(config, block=64)))
+    def everything() -> torch.Tensor:
+        return pyramid_attention(q, k, v, config)
+
+    whole = note("forward with everything", everything)
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
     graph = pyramid_attention(leaves[0], leaves[1], leaves[2], plan)
     backward = note("backward", _backward(graph, leaves, grad))
@@ -94,17 +97,71 @@ def ours(shape: Shape, row: dict[str, Any], steps: Steps, device: torch.device) 
         row["overhead ms"] = sum(entry["us"] for entry in found if "forward_kernel" not in entry["name"]) / 1000
         steps.say(f"  overhead, all but the attention kernel, on the GPU: {row['overhead ms']:.3f} ms")
     parts(q, k, v, grad, plan, config, note)
-    if kernel := row.get("kernel ms"):
-        row["kernel TFLOP/s"] = 4 * plan.attention_density * shape.pairs * shape.width / kernel / 1e9
-        steps.say(f"  kernel: {row['kernel TFLOP/s']:.0f} TFLOP/s at density {plan.attention_density:.4f}")
+    rates(row, plan, shape, steps)
     for name, mine, base in (("forward", whole, "cudnn forward ms"), ("backward", backward, "cudnn backward ms")):
         if mine and base in row:
             row[f"{name} against cudnn"] = row[base] / mine
             steps.say(f"  {name} against cuDNN: {row[base] / mine:.2f}x")
+    row["host ms"] = {
+        "forward": steps.step(f"{label} host time of the forward", lambda: host(everything)),
+        "backward": steps.step(f"{label} host time of the backward", lambda: host(_backward(graph, leaves, grad))),
+    }
+    steps.say(f"  host: {row['host ms']}")
+    replayed = steps.step(f"{label} CUDA graph", lambda: replay(everything), needs=10)
+    if replayed is not None:
+        row["forward with everything, CUDA graph ms"] = replayed
+        steps.say(f"  forward with everything, replayed as a CUDA graph: {replayed:.3f} ms")
+    if row["rest"] == 128:
+        note("forward with everything, blocks of 64", lambda: pyramid_attention(q, k, v, replace(config, block=64)))
     flex = steps.step(f"{label} FlexAttention", lambda: _flex(q, k, v, plan), needs=60)
     if flex is not None:
         row["flex forward ms"] = flex
         steps.say(f"  FlexAttention on the same full blocks: {flex:.3f} ms")
+
+
+def rates(row: dict[str, Any], plan: Plan, shape: Shape, steps: Steps) -> None:
+    """Executed TFLOP/s of every launch with matrix products: 2 D operations a pair and product; 2, 3 and 4 products."""
+    full = float((plan.keys * (plan.levels == 1)).double().sum() / plan.keys.double().sum()) * plan.attention_density
+    other = plan.attention_density - full
+    row["density of full blocks"] = full
+    work = {
+        "kernel": 2 * (full + other),
+        "kernel, full blocks alone": 2 * full,
+        "kernel, other parts alone": 2 * other,
+        "backward: dq": 3 * (full + other),
+        "backward: pooled": 4 * other,
+        "backward: dk, dv": 4 * full,
+    }
+    for name, products in work.items():
+        if ms := row.get(f"{name} ms"):
+            row[f"{name} TFLOP/s"] = 2 * products * shape.pairs * shape.width / ms / 1e9
+            steps.say(f"  {name}: {row[f'{name} TFLOP/s']:.0f} TFLOP/s")
+
+
+def host(call: Callable[[], Any], repeats: int = 20) -> float:
+    """Milliseconds of the CPU per call, to start everything; waits for the GPU count where its queue is full."""
+    call()
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    spent = time.perf_counter() - begin
+    torch.cuda.synchronize()
+    return 1000 * spent / repeats
+
+
+def replay(call: Callable[[], Any]) -> float:
+    """Milliseconds of `call` replayed as a CUDA graph: the GPU's time without the host's."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side), torch.no_grad():
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        call()
+    return timed(graph.replay)
 
 
 def launches(call: Callable[[], Any], repeats: int = 5) -> list[dict[str, Any]]:

@@ -223,7 +223,7 @@ def attend(
             *part, g.seen_width, scale, g.heads, g.group, g.n_q, g.n_k, g.nq, g.nk, g.rows, *g.bases,
             D=g.width, BK=g.block, BM=rows, TN=tile, TP=pooled_tile, REST=g.rest, PYRAMID=g.pyramid, **_parts(plan, g),
             VARLEN=plan.lengths is not None, BNHD=g.bnhd, TMA=s.tma, STAGES=s.stages, SPECIALISE=s.specialise and phase != 2,
-            PHASE=phase, num_warps=s.pooled_warps if phase == 2 else s.warps,
+            PHASE=phase, LATE=s.late, num_warps=s.pooled_warps if phase == 2 else s.warps,
         )  # fmt: skip
 
 
@@ -343,7 +343,7 @@ def grad_q(work: Backward) -> torch.Tensor:
         *sources, *work.sources, work.listed.blocks, work.listed.counts, work.lengths, work.listed.seen, out,
         g.seen_width, *work.shapes, *g.bases,
         **work.flags | _parts(work.plan, g), BM=rows, TN=tile, TP=pooled_tile, REST=g.rest,
-        PYRAMID=g.pyramid, STAGES=s.q_stages, num_warps=s.q_warps,
+        PYRAMID=g.pyramid, STAGES=s.q_stages, LATE=s.q_late and work.tma, num_warps=s.q_warps,
     )  # fmt: skip
     return out
 
@@ -358,7 +358,7 @@ def grad_kv(work: Backward, pooled: tuple[torch.Tensor, torch.Tensor, torch.Tens
         *work.queries(q_tile), *work.sources, blocks, counts, work.lengths, *pooled, grad_k, grad_v, *work.shapes, *g.bases,
         **work.flags, KT=tile, QT=q_tile, REST=g.rest if plan.has_rest else 0,
         L2=2 in g.sizes, L4=4 in g.sizes, L8=8 in g.sizes, CORRECT=plan.correction == "isotropic",
-        STAGES=s.k_stages, num_warps=s.k_warps,
+        STAGES=s.k_stages, LATE=s.k_late, num_warps=s.k_warps,
     )  # fmt: skip
     return grad_k, grad_v
 

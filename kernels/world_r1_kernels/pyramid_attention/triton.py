@@ -236,6 +236,48 @@ def _full_blocks(
 
 
 @triton.jit
+def _full_blocks_late(
+    q, m, norm, acc, k_desc, v_desc, K, V, blocks, number, step, k_row, k_col, k_ld,
+    D: tl.constexpr, BK: tl.constexpr, TN: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """The same, a step's product with the values on the tensor cores while the next step's exponentials are taken.
+
+    The compiler drains the tensor cores where a product's result is used within its own step, so the one that overlaps must belong to the
+    step before.
+    """
+    d = tl.arange(0, D)
+    SPLIT: tl.constexpr = BK // TN
+    p = tl.zeros([q.shape[0], TN], tl.float32)  # carried in float32: as 16 bits it would go through shared memory
+    shrink = tl.full([q.shape[0]], 1.0, tl.float32)
+    c = tl.load(blocks, mask=number > 0, other=0) * BK
+    for t in tl.range(0, number * SPLIT, num_stages=STAGES):
+        before = tl.maximum(t - 1, 0)
+        c = tl.load(blocks + t // SPLIT) * BK + (t % SPLIT) * TN
+        b = tl.load(blocks + before // SPLIT) * BK + (before % SPLIT) * TN
+        if TMA:
+            k = k_desc.load([k_row + c, k_col])
+            v = v_desc.load([k_row + b, k_col])
+        else:
+            rows = k_row + tl.arange(0, TN)
+            k = tl.load(K + (rows + c).to(tl.int64)[:, None] * k_ld + k_col + d[None, :])
+            v = tl.load(V + (rows + b).to(tl.int64)[:, None] * k_ld + k_col + d[None, :])
+        s = tl.dot(q, k.T)
+        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None])
+        top = tl.maximum(m, tl.max(s, 1) * step)
+        p = tl.math.exp2(s * step - top[:, None])
+        shrink = tl.math.exp2(m - top)
+        norm = norm * shrink + tl.sum(p, 1)
+        m = top
+    if number > 0:
+        if TMA:
+            v = v_desc.load([k_row + c, k_col])
+        else:
+            v = tl.load(V + (k_row + c + tl.arange(0, TN)).to(tl.int64)[:, None] * k_ld + k_col + d[None, :])
+        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None])
+    return m, norm, acc
+
+
+@triton.jit
 def _other_parts(
     q, m, norm, acc, r_desc, rv_desc, K, V, KP, VP, BIAS, VAR, LEVELS, LIST, COUNT, SEEN, width, scale, i, m_of, last, row, nk,
             pooled,     k_row, k_col, k_ld, base2, base4, base8, base_rest,
@@ -287,7 +329,7 @@ def forward_kernel(
     D: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, TN: tl.constexpr, TP: tl.constexpr, REST: tl.constexpr,
     PYRAMID: tl.constexpr, RESTS: tl.constexpr, CORRECT: tl.constexpr, CAUSAL: tl.constexpr,
     EDGE: tl.constexpr, VARLEN: tl.constexpr, BNHD: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, SPECIALISE: tl.constexpr,
-    PHASE: tl.constexpr,
+    PHASE: tl.constexpr, LATE: tl.constexpr,
 ):  # fmt: skip
     """PHASE 0: everything. 1: the full blocks, into PART and PART_LSE. 2: the other parts, starting from those."""
     pid, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -327,10 +369,33 @@ def forward_kernel(
             D, BK, TN, TP, REST, PYRAMID, RESTS, CORRECT, CAUSAL, EDGE, TMA, STAGES,
         )  # fmt: skip
     if PHASE != 2:
-        m, norm, acc = _full_blocks(
-            q, m, norm, acc, k_desc, v_desc, K, V, LIST + row * nk, n1, scale * LOG2E, k_row, k_col, k_ld,
-            D, BK, TN, TMA, STAGES, SPECIALISE,
-        )  # fmt: skip
+        if LATE:
+            m, norm, acc = _full_blocks_late(
+                q,
+                m,
+                norm,
+                acc,
+                k_desc,
+                v_desc,
+                K,
+                V,
+                LIST + row * nk,
+                n1,
+                scale * LOG2E,
+                k_row,
+                k_col,
+                k_ld,
+                D,
+                BK,
+                TN,
+                TMA,
+                STAGES,
+            )
+        else:
+            m, norm, acc = _full_blocks(
+                q, m, norm, acc, k_desc, v_desc, K, V, LIST + row * nk, n1, scale * LOG2E, k_row, k_col, k_ld,
+                D, BK, TN, TMA, STAGES, SPECIALISE,
+            )  # fmt: skip
     lse = tl.where(norm > 0, (m + tl.math.log2(tl.where(norm > 0, norm, 1.0))) / LOG2E, -float("inf"))
     out = acc / tl.where(norm > 0, norm, 1.0)[:, None]
     inside = m_of < last_q

@@ -52,12 +52,38 @@ def _log2_sum(LSE, at, inside):
 
 
 @triton.jit
+def _full_blocks_late(
+    q, grad, dq, k_desc, v_desc, blocks, number, step, lse, delta, k_row, k_col,
+    D: tl.constexpr, BK: tl.constexpr, TN: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """dQ of the full blocks, a step's dS K on the tensor cores while the next step's dS is computed (as `triton._full_blocks_late`)."""
+    SPLIT: tl.constexpr = BK // TN
+    ds = tl.zeros([q.shape[0], TN], tl.float32)
+    c = tl.load(blocks, mask=number > 0, other=0) * BK
+    for t in tl.range(0, number * SPLIT, num_stages=STAGES):
+        before = tl.maximum(t - 1, 0)
+        c = tl.load(blocks + t // SPLIT) * BK + (t % SPLIT) * TN
+        b = tl.load(blocks + before // SPLIT) * BK + (before % SPLIT) * TN
+        k = k_desc.load([k_row + c, k_col])
+        v = v_desc.load([k_row + c, k_col])
+        old = k_desc.load([k_row + b, k_col])
+        s = tl.dot(q, k.T)
+        dp = tl.dot(grad, v.T)
+        dq = tl.dot(ds.to(old.dtype), old, dq)
+        ds = tl.math.exp2(s * step - lse[:, None]) * (dp - delta[:, None])
+    if number > 0:
+        old = k_desc.load([k_row + c, k_col])
+        dq = tl.dot(ds.to(old.dtype), old, dq)
+    return dq
+
+
+@triton.jit
 def grad_q_kernel(
     k_desc, v_desc, r_desc, rv_desc, Q, K, V, GRAD, KP, VP, BIAS, VAR, LSE, DELTA, LEVELS, LIST, COUNT, LENGTHS, SEEN, GRAD_Q,
     width, scale, heads, group, n_q, n_k, nq, nk, rows, base2, base4, base8, base_rest,
     D: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, TN: tl.constexpr, TP: tl.constexpr, REST: tl.constexpr,
     PYRAMID: tl.constexpr, RESTS: tl.constexpr, CORRECT: tl.constexpr, CAUSAL: tl.constexpr,
-    EDGE: tl.constexpr, VARLEN: tl.constexpr, BNHD: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr,
+    EDGE: tl.constexpr, VARLEN: tl.constexpr, BNHD: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, LATE: tl.constexpr,
 ):  # fmt: skip
     """One program a tile of BM queries; the four parts of the forward, in its order."""
     pid, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -129,19 +155,22 @@ def grad_q_kernel(
                 p = tl.where(seen, tl.math.exp2(tl.dot(q, k.T) * step - lse[:, None]), 0.0)
                 ds = p * (tl.dot(grad, v.T) - delta[:, None])
                 dq = tl.dot(ds.to(k.dtype), k, dq)
-    SPLIT: tl.constexpr = BK // TN
-    for t in tl.range(0, n1 * SPLIT, num_stages=STAGES):
-        c = tl.load(LIST + row * nk + t // SPLIT) * BK + (t % SPLIT) * TN
-        if TMA:
-            k = k_desc.load([k_row + c, k_col])
-            v = v_desc.load([k_row + c, k_col])
-        else:
-            at = (k_row + c + tl.arange(0, TN)).to(tl.int64)[:, None] * k_ld + k_col + d[None, :]
-            k = tl.load(K + at)
-            v = tl.load(V + at)
-        p = tl.math.exp2(tl.dot(q, k.T) * step - lse[:, None])
-        ds = p * (tl.dot(grad, v.T) - delta[:, None])
-        dq = tl.dot(ds.to(k.dtype), k, dq)
+    if LATE:
+        dq = _full_blocks_late(q, grad, dq, k_desc, v_desc, LIST + row * nk, n1, step, lse, delta, k_row, k_col, D, BK, TN, STAGES)
+    else:
+        SPLIT: tl.constexpr = BK // TN
+        for t in tl.range(0, n1 * SPLIT, num_stages=STAGES):
+            c = tl.load(LIST + row * nk + t // SPLIT) * BK + (t % SPLIT) * TN
+            if TMA:
+                k = k_desc.load([k_row + c, k_col])
+                v = v_desc.load([k_row + c, k_col])
+            else:
+                at = (k_row + c + tl.arange(0, TN)).to(tl.int64)[:, None] * k_ld + k_col + d[None, :]
+                k = tl.load(K + at)
+                v = tl.load(V + at)
+            p = tl.math.exp2(tl.dot(q, k.T) * step - lse[:, None])
+            ds = p * (tl.dot(grad, v.T) - delta[:, None])
+            dq = tl.dot(ds.to(k.dtype), k, dq)
     dq = dq * scale
     if CORRECT:  # read q again, in words that the compiler does not take for the first time: it would hold it in registers
         q = tl.load(Q + q_at, mask=inside[:, None], other=0.0, eviction_policy="evict_first")
@@ -217,8 +246,9 @@ def grad_pooled_kernel(
             else:
                 s += seen[:, None]
             p = tl.math.exp2(s - lse[None, :])
-            ds = p * (tl.dot(v, grad.T) - delta[None, :])
-            dv = tl.dot(p.to(grad.dtype), grad, dv)
+            dp = tl.dot(v, grad.T)
+            dv = tl.dot(p.to(grad.dtype), grad, dv)  # on the tensor cores while dS is computed
+            ds = p * (dp - delta[None, :])
             dk = tl.dot(ds.to(q.dtype), q, dk)
             if CORRECT:
                 free = variance[:, None] * (square * LOG2E)[None, :] < bias[:, None]
@@ -259,7 +289,7 @@ def grad_kv_kernel(
     scale, heads, group, n_q, n_k, nq, nk, rows, base2, base4, base8, base_rest,
     D: tl.constexpr, BK: tl.constexpr, KT: tl.constexpr, QT: tl.constexpr, REST: tl.constexpr,
     L2: tl.constexpr, L4: tl.constexpr, L8: tl.constexpr, CORRECT: tl.constexpr, CAUSAL: tl.constexpr,
-    VARLEN: tl.constexpr, BNHD: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr,
+    VARLEN: tl.constexpr, BNHD: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, LATE: tl.constexpr,
 ):  # fmt: skip
     """One program KT keys: over the query blocks that see them token by token, then the pyramid's share."""
     pid, kv, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -301,8 +331,13 @@ def grad_kv_kernel(
             p = tl.math.exp2(tl.dot(k, q.T) * step - lse[None, :])
             if CAUSAL:
                 p = tl.where(c[:, None] <= m_of[None, :], p, 0.0)
-            dv = tl.dot(p.to(grad.dtype), grad, dv)
-            ds = p * (tl.dot(v, grad.T) - delta[None, :])
+            if LATE:  # dV on the tensor cores while dS is computed
+                dp = tl.dot(v, grad.T)
+                dv = tl.dot(p.to(grad.dtype), grad, dv)
+            else:
+                dv = tl.dot(p.to(grad.dtype), grad, dv)
+                dp = tl.dot(v, grad.T)
+            ds = p * (dp - delta[None, :])
             dk = tl.dot(ds.to(q.dtype), q, dk)
     head = (b * kv_heads + kv) * rows
     inside_k = (c < last)[:, None]

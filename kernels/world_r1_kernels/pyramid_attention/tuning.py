@@ -36,6 +36,8 @@ class ForwardSettings:
     """Full blocks and the other parts as two launches."""
     pooled_warps: int = 8
     """Warps of the second launch, with `split`."""
+    late: bool = False
+    """A step's product with the values overlaps the next step's exponentials, see `triton._full_blocks_late`."""
 
     def for_block(self, block: int) -> ForwardSettings:
         """The same, for smaller blocks than the 128 they were found with: tiles of 64 rows, which four warps share."""
@@ -60,6 +62,10 @@ class BackwardSettings:
     k_stages: int = 2
     pooled_stages: int = 2
     tma: bool = True
+    q_late: bool = False
+    """dS K overlaps the next step's dS; needs `tma`."""
+    k_late: bool = True
+    """dV overlaps the same step's dS."""
 
     def for_block(self, block: int) -> BackwardSettings:
         """As for the forward."""
@@ -68,60 +74,59 @@ class BackwardSettings:
 
 #: What `world-r1 bench attention --tune` tries, most promising first.
 FORWARD_CANDIDATES = tuple(
-    ForwardSettings(rows, tile, pooled_tile, warps, stages, True, specialise, split)
-    for rows, tile, pooled_tile, warps, stages, specialise, split in (
-        (128, 128, 128, 8, 2, False, False),
-        (128, 128, 128, 4, 2, True, True),
-        (128, 128, 64, 8, 2, False, False),
-        (128, 128, 64, 4, 2, True, True),
-        (128, 64, 64, 8, 3, False, False),
-        (64, 128, 128, 4, 2, False, False),
-        (64, 64, 64, 4, 2, False, False),
-        (128, 64, 64, 4, 2, False, False),
-        (128, 64, 128, 4, 2, False, True),
-        (64, 128, 64, 4, 2, False, False),
-        (128, 128, 128, 8, 2, False, True),
-        (64, 64, 64, 4, 3, False, False),
-        (128, 64, 128, 8, 2, False, False),
+    ForwardSettings(rows, tile, pooled_tile, warps, stages, True, specialise, split, late=late)
+    for rows, tile, pooled_tile, warps, stages, specialise, split, late in (
+        (128, 128, 128, 8, 2, False, False, True),
+        (128, 128, 128, 8, 2, False, False, False),
+        (128, 128, 128, 4, 2, True, True, False),
+        (128, 64, 64, 8, 3, False, False, True),
+        (128, 64, 128, 4, 2, False, True, False),
+        (128, 128, 64, 8, 2, False, False, True),
+        (128, 64, 128, 8, 4, False, False, True),
+        (128, 128, 128, 8, 2, False, True, True),
+        (64, 64, 64, 4, 2, False, False, True),
+        (64, 128, 128, 4, 2, False, False, True),
+        (128, 64, 64, 8, 3, False, False, False),
+        (64, 64, 64, 4, 3, False, False, False),
     )
 )
 #: The backward's three parts do not depend on each other's shapes and are tuned one by one.
 BACKWARD_CANDIDATES: dict[str, tuple[dict[str, int], ...]] = {
     "dq": tuple(
-        {"q_rows": rows, "q_tile": tile, "q_warps": warps, "q_stages": stages}
-        for rows, tile, warps, stages in (
-            (64, 64, 4, 2),
-            (128, 64, 8, 2),
-            (64, 64, 4, 3),
-            (128, 32, 8, 3),
-            (128, 64, 8, 3),
-            (64, 32, 4, 3),
-            (64, 128, 4, 2),
-            (128, 128, 8, 1),
+        {"q_rows": rows, "q_tile": tile, "q_warps": warps, "q_stages": stages, "q_late": late}
+        for rows, tile, warps, stages, late in (
+            (128, 64, 8, 2, True),
+            (128, 64, 8, 2, False),
+            (128, 32, 8, 3, True),
+            (64, 64, 4, 2, True),
+            (64, 64, 4, 2, False),
+            (128, 64, 8, 3, True),
+            (64, 32, 4, 3, True),
+            (128, 128, 8, 1, False),
         )
     ),
     "dkv": tuple(
-        {"k_rows": rows, "k_tile": tile, "k_warps": warps, "k_stages": stages}
-        for rows, tile, warps, stages in (
-            (128, 64, 8, 2),
-            (128, 32, 8, 3),
-            (64, 64, 4, 2),
-            (64, 32, 4, 3),
-            (128, 32, 8, 2),
-            (128, 64, 8, 3),
-            (64, 64, 8, 3),
-            (64, 128, 8, 2),
+        {"k_rows": rows, "k_tile": tile, "k_warps": warps, "k_stages": stages, "k_late": late}
+        for rows, tile, warps, stages, late in (
+            (128, 64, 8, 2, True),
+            (64, 64, 4, 2, True),
+            (64, 64, 4, 2, False),
+            (128, 64, 8, 2, False),
+            (128, 32, 8, 3, True),
+            (64, 32, 4, 3, True),
+            (128, 64, 8, 3, True),
+            (64, 128, 8, 2, True),
         )
     ),
     "pooled": tuple(
         {"pooled_tile": tile, "pooled_warps": warps, "rest_tile": rest, "splits": splits, "pooled_stages": stages}
         for rest, tile, warps, splits, stages in (
             (128, 32, 8, 16, 3),
-            (128, 64, 8, 16, 2),
             (64, 64, 4, 16, 2),
+            (128, 64, 8, 16, 2),
             (64, 32, 4, 16, 3),
-            (64, 64, 8, 16, 2),
-            (128, 64, 8, 32, 2),
+            (64, 64, 4, 32, 2),
+            (128, 32, 8, 32, 3),
         )
     ),
 }
