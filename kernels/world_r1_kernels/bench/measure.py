@@ -202,6 +202,7 @@ def parts(
     settings, scale = tuning.forward_settings(device, width), width**-0.5
     note("select", lambda: make_plan(q, k, config))
     note("pool", lambda: launch.pool(k, v, None, g))
+    note("pool, as products", lambda: launch.pool(k, v, None, g, by_rows=False))
     note("list", lambda: launch.lists(plan, pyramid, g))
     note("kernel", lambda: launch.attend(q, k, v, plan, pyramid, listed, out, lse, scale, settings, g))
     for phase, name in ((1, "kernel, full blocks alone"), (2, "kernel, other parts alone")):

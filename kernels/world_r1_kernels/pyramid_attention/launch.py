@@ -114,8 +114,8 @@ def power_of_two(n: int) -> int:
     return 1 << max(1, (n - 1).bit_length())
 
 
-def pool(k: torch.Tensor, v: torch.Tensor, lengths: torch.Tensor | None, g: Geometry) -> Pyramid:
-    """All pooled levels that `g.sizes` names, and the rest tokens."""
+def pool(k: torch.Tensor, v: torch.Tensor, lengths: torch.Tensor | None, g: Geometry, by_rows: bool = True) -> Pyramid:
+    """All pooled levels that `g.sizes` names, and the rest tokens; `by_rows`: those alone are summed row by row, not as products."""
     shape = (g.batch, g.kv_heads, g.rows)
     pyramid = Pyramid(
         k.new_empty(*shape, g.width),
@@ -123,12 +123,14 @@ def pool(k: torch.Tensor, v: torch.Tensor, lengths: torch.Tensor | None, g: Geom
         k.new_empty(shape, dtype=torch.float32),
         k.new_empty(shape, dtype=torch.float32),
     )
-    kernels.pool_kernel[(g.nk, g.kv_heads, g.batch)](
-        k, v, pyramid.keys, pyramid.values, pyramid.bias, pyramid.variance, k if lengths is None else lengths,
-        g.kv_heads, g.n_k, g.nk, g.rows, *g.bases,
-        D=g.width, BK=g.block, REST=g.rest, L2=2 in g.sizes, L4=4 in g.sizes, L8=8 in g.sizes, BNHD=g.bnhd, VARLEN=lengths is not None,
-        num_warps=4,
-    )  # fmt: skip
+    tensors = (k, v, pyramid.keys, pyramid.values, pyramid.bias, pyramid.variance, k if lengths is None else lengths)
+    common = {"D": g.width, "BK": g.block, "REST": g.rest, "BNHD": g.bnhd, "VARLEN": lengths is not None, "num_warps": 4}
+    if by_rows and not g.pyramid:
+        kernels.rest_kernel[(g.nk, g.kv_heads, g.batch)](*tensors, g.kv_heads, g.n_k, g.rows, g.bases[3], **common)
+    else:
+        kernels.pool_kernel[(g.nk, g.kv_heads, g.batch)](
+            *tensors, g.kv_heads, g.n_k, g.nk, g.rows, *g.bases, **common, L2=2 in g.sizes, L4=4 in g.sizes, L8=8 in g.sizes
+        )
     return pyramid
 
 

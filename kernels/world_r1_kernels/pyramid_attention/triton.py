@@ -87,6 +87,52 @@ def pool_kernel(
 
 
 @triton.jit
+def row_sums(X, row, col, ld, first, n, SIZE: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr):
+    """Sums [GROUPS, D] and sums of squares [GROUPS], float32, of SIZE consecutive tokens from `first` on; tokens from n on count as 0.
+
+    One token of every group at a time, so that a thread adds what it loaded itself and nothing moves between threads.
+    """
+    g = tl.arange(0, GROUPS)
+    d = tl.arange(0, D)
+    total = tl.zeros([GROUPS, D], tl.float32)
+    squares = tl.zeros([GROUPS, D], tl.float32)
+    for u in tl.static_range(SIZE):
+        t = first + g * SIZE + u
+        x = tl.load(X + (row + t).to(tl.int64)[:, None] * ld + col + d[None, :], mask=(t < n)[:, None], other=0.0).to(tl.float32)
+        total += x
+        squares += x * x
+    return total, tl.sum(squares, 1)
+
+
+@triton.jit
+def rest_kernel(
+    K, V, KP, VP, BIAS, VAR, LENGTHS, heads, length, rows, base_rest,
+    D: tl.constexpr, BK: tl.constexpr, REST: tl.constexpr, BNHD: tl.constexpr, VARLEN: tl.constexpr,
+):  # fmt: skip
+    """One program a key block: rest tokens alone, where a plan has no levels between."""
+    j, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    n = tl.load(LENGTHS + b) if VARLEN else length
+    row0, col0 = origin(b, h, heads, length, D, BNHD)
+    ld = heads * D if BNHD else D
+    first = j * BK
+    RESTS: tl.constexpr = BK // REST
+    PER: tl.constexpr = REST // 8
+    k, s = row_sums(K, row0, col0, ld, first, n, 8, BK // 8, D)
+    v, _ = row_sums(V, row0, col0, ld, first, n, 8, BK // 8, D)
+    p = tl.arange(0, RESTS)
+    count = tl.minimum(tl.maximum(n - first - p * REST, 0), REST)
+    inverse = 1.0 / tl.maximum(count, 1).to(tl.float32)
+    at = ((b * heads + h) * rows + base_rest + j * RESTS + p).to(tl.int64)
+    wide = at[:, None] * D + tl.arange(0, D)[None, :]
+    mean = tl.sum(tl.reshape(k, [RESTS, PER, D]), 1) * inverse[:, None]
+    tl.store(KP + wide, mean.to(KP.dtype.element_ty))
+    tl.store(VP + wide, (tl.sum(tl.reshape(v, [RESTS, PER, D]), 1) * inverse[:, None]).to(VP.dtype.element_ty))
+    square = tl.sum(tl.reshape(s, [RESTS, PER]), 1) * inverse
+    tl.store(VAR + at, tl.maximum(square - tl.sum(mean * mean, 1), 0.0))
+    tl.store(BIAS + at, tl.where(count > 0, tl.math.log2(tl.maximum(count, 1).to(tl.float32)), -float("inf")))
+
+
+@triton.jit
 def lists_kernel(
     LEVELS, BIAS, LIST, COUNT, SEEN, LENGTHS, heads, group, nq, nk, length, rows, base_rest, width,
     BK: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr, RESTS: tl.constexpr, EVERYWHERE: tl.constexpr, CAUSAL: tl.constexpr,

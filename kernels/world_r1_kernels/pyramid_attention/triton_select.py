@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from world_r1_kernels.pyramid_attention.triton import LOG2E, group_sums, origin
+from world_r1_kernels.pyramid_attention.triton import LOG2E, origin, row_sums
 
 #: Copies of the first histogram, by query block: where most scores fall into a few bins, atomics on one copy wait for each other.
 COPIES = tl.constexpr(4)
@@ -38,32 +38,26 @@ def means_kernel(
     i, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row, col = origin(b, h, heads, length, D, BNHD)
     ld = heads * D if BNHD else D
-    t = i * BLOCK + tl.arange(0, BLOCK)
     d = tl.arange(0, D)
-    x = tl.load(X + (row + t).to(tl.int64)[:, None] * ld + col + d[None, :], mask=t[:, None] < length, other=0.0)
-    wide = x.to(tl.float32)
-    norms = tl.sum(wide * wide, 1)
     PER: tl.constexpr = BLOCK // GROUP
-    ROWS: tl.constexpr = PER if PER > 16 else 16  # what the tensor cores take at least
-    g = tl.arange(0, ROWS)
-    real = g < PER
-    count = tl.where(real, tl.minimum(tl.maximum(length - i * BLOCK - g * GROUP, 0), GROUP), 0)
+    g = tl.arange(0, PER)
+    total, squares = row_sums(X, row, col, ld, i * BLOCK, length, GROUP, PER, D)
+    count = tl.minimum(tl.maximum(length - i * BLOCK - g * GROUP, 0), GROUP)
     inverse = 1.0 / tl.maximum(count, 1).to(tl.float32)
-    squares = tl.sum(tl.where(tl.arange(0, BLOCK)[None, :] // GROUP == g[:, None], norms[None, :], 0.0), 1)
-    mean = group_sums(x, GROUP, BLOCK, ROWS) * inverse[:, None]
+    mean = total * inverse[:, None]
     at = ((b * heads + h) * rows + i * PER + g).to(tl.int64)
-    tl.store(MEAN + at[:, None] * D + d[None, :], mean.to(MEAN.dtype.element_ty), mask=real[:, None])
-    tl.store(SQUARE + at, squares * inverse, mask=real)
-    tl.store(VAR + at, tl.maximum(squares * inverse - tl.sum(mean * mean, 1), 0.0), mask=real)
-    if REST > 0:
+    tl.store(MEAN + at[:, None] * D + d[None, :], mean.to(MEAN.dtype.element_ty))
+    tl.store(SQUARE + at, squares * inverse)
+    tl.store(VAR + at, tl.maximum(squares * inverse - tl.sum(mean * mean, 1), 0.0))
+    if REST > 0:  # GROUP divides REST
         tokens = tl.minimum(length - i * BLOCK, BLOCK)
         groups = tl.cdiv(tokens, REST)
-        p = tl.arange(0, 16)
-        of_rest = tl.minimum(tl.maximum(tokens - p * REST, 0), REST)
+        RESTS: tl.constexpr = BLOCK // REST
+        of_rest = tl.minimum(tl.maximum(tokens - tl.arange(0, RESTS) * REST, 0), REST)
         share = 1.0 / tl.maximum(of_rest, 1).to(tl.float32)
-        centre = group_sums(x, REST, BLOCK, 16) * share[:, None]
-        held = tl.sum(tl.where(tl.arange(0, BLOCK)[None, :] // REST == p[:, None], norms[None, :], 0.0), 1)
-        hidden = tl.sum(tl.where(of_rest > 0, tl.maximum(held * share - tl.sum(centre * centre, 1), 0.0), 0.0), 0) / groups
+        centre = tl.sum(tl.reshape(total, [RESTS, REST // GROUP, D]), 1) * share[:, None]
+        held = tl.sum(tl.reshape(squares, [RESTS, REST // GROUP]), 1) * share
+        hidden = tl.sum(tl.where(of_rest > 0, tl.maximum(held - tl.sum(centre * centre, 1), 0.0), 0.0), 0) / groups
         extra = tl.maximum(tokens - (0 if DROP else groups), 1)
         tl.store(RANK + (b * heads + h) * tl.num_programs(0) + i, hidden / extra)
 
