@@ -141,6 +141,23 @@ def test_plans_are_kept_of_the_wanted_calls_only(tiny: Callable[..., Config]) ->
     assert [calls[0] is not None for calls in plans] == [False, True, False]
 
 
+def test_compiled_blocks_are_one_program_for_every_batch(tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step trains the videos that have a score, so its size changes; a program of its own for each would be eight, then none."""
+    monkeypatch.setattr(speed, "COMPILER", "eager")
+    torch._dynamo.reset()
+    policy = load_policy(tiny({"compile": True}))
+    condition = policy.encode(["Camera orbit left. A red box on a grey floor."])
+    shape = policy.latent_shape(tiny({}).video)
+    torch._dynamo.utils.counters.clear()
+    for size in (4, 3, 2, 5):
+        x, sigma = torch.randn(size, *shape), torch.full((size,), 0.5)
+        with torch.no_grad():
+            together = policy._guided(x, sigma, condition.expand(size, -1, -1), range(size))
+            first = policy._guided(x[:1], sigma[:1], condition, range(1))
+        torch.testing.assert_close(together[:1], first, atol=1e-4, rtol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2  # one for any batch, and perhaps one for a single video
+
+
 def test_compiled_sparse_blocks_are_one_program(tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     """Sparse attention runs between compiled parts; neither the layer's number nor its plan makes a program of its own.
 

@@ -25,6 +25,7 @@ USABLE = 0.8
 def compile_blocks(blocks: Sequence[nn.Module], sparse: SparseAttention | None = None) -> None:
     """torch.compile every block in place. They share their code, so that one compilation serves all (and one more without adapters).
 
+    It also serves every batch size: a step whose videos do not all have a score would otherwise wait for a program of its own.
     Sparse attention itself stays as it is: a compiled block runs up to it and goes on after it.
     """
     if sparse is not None:
@@ -32,6 +33,15 @@ def compile_blocks(blocks: Sequence[nn.Module], sparse: SparseAttention | None =
         return
     for block in blocks:
         block.compile(dynamic=False, backend=COMPILER)
+        block._compiled_call_impl = functools.partial(_any_batch, block._compiled_call_impl)
+
+
+def _any_batch(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a compiled block after telling the compiler that the size of the batch, unless it is 1, will not stay."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, torch.Tensor) and value.dim() >= 3 and value.shape[0] > 1:
+            torch._dynamo.maybe_mark_dynamic(value, 0)
+    return run(*args, **kwargs)
 
 
 def _compile_around(blocks: Sequence[Any], sparse: SparseAttention) -> None:
