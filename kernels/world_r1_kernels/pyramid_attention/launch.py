@@ -253,21 +253,25 @@ class Backward:
     pyramid: Pyramid
     listed: Lists
     sources: tuple[torch.Tensor, ...]
-    """q, k, v, dO, the pyramid, log-sum-exp, delta, map: the kernels' first arguments."""
+    """q, k, v, dO, the pyramid, log-sum-exp and delta [B, H, nq * block], map: the kernels' first arguments."""
     shapes: tuple[float | int, ...]
     lengths: torch.Tensor
     square: torch.Tensor
-    """|q|^2 [B, H, Nq]."""
+    """|q|^2 [B, H, nq * block]."""
 
     @property
     def tma(self) -> bool:
         """Whether tiles come through descriptors, which know no sequence ends."""
         return self.settings.tma and self.plan.lengths is None
 
-    def queries(self, rows: int) -> tuple[TensorDescriptor | torch.Tensor, ...]:
-        """Sources of q and dO tiles of `rows` queries."""
+    def queries(self, rows: int, square: bool = False) -> tuple[TensorDescriptor | torch.Tensor, ...]:
+        """Sources of tiles of `rows` queries: q, dO, log-sum-exp, delta and, on demand, |q|^2."""
         found = self.sources[0], self.sources[3]
-        return tuple(descriptor(x, rows, self.g) for x in found) if self.tma else found
+        stats = (self.sources[8], self.sources[9], *((self.square,) if square else ()))
+        if not self.tma:
+            return *found, *stats
+        flat = [x.view(-1) for x in stats]
+        return *(descriptor(x, rows, self.g) for x in found), *(TensorDescriptor(x, [x.numel()], [1], [rows]) for x in flat)
 
     @property
     def flags(self) -> dict[str, bool | int]:
@@ -318,12 +322,13 @@ def prepare_backward(
     g = Geometry.of(q, k, plan, bnhd)
     pyramid = pool(k, v, plan.lengths, g)
     listed = lists(plan, pyramid, g)
-    delta, square = torch.empty_like(lse), torch.empty_like(lse)
+    stats = torch.empty(3, g.batch, g.heads, g.nq * g.block, dtype=torch.float32, device=q.device)
+    log2_sum, delta, square = stats.unbind()
     backward_kernels.delta_kernel[(g.nq, g.heads, g.batch)](
-        q, out, grad_out, delta if grad_lse is None else grad_lse, delta, square, g.heads, g.n_q,
+        q, out, grad_out, lse, lse if grad_lse is None else grad_lse, log2_sum, delta, square, g.heads, g.n_q,
         D=g.width, BM=g.block, BNHD=g.bnhd, LSE_GRAD=grad_lse is not None, num_warps=4,
     )  # fmt: skip
-    sources = (q, k, v, grad_out, pyramid.keys, pyramid.values, pyramid.bias, pyramid.variance, lse, delta, plan.levels)
+    sources = (q, k, v, grad_out, pyramid.keys, pyramid.values, pyramid.bias, pyramid.variance, log2_sum, delta, plan.levels)
     shapes = (scale, g.heads, g.group, g.n_q, g.n_k, g.nq, g.nk, g.rows)
     lengths = plan.levels if plan.lengths is None else plan.lengths
     return Backward(plan, settings, g, pyramid, listed, sources, shapes, lengths, square)
@@ -383,7 +388,8 @@ def grad_pooled(work: Backward) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
             blocks, counts = transpose(plan.levels, size, size // 2, g)
             count = g.nk * g.block // size
             backward_kernels.grad_pooled_kernel[(blocks.shape[2], g.kv_heads, g.batch)](
-                *work.queries(q_tile), *work.sources, blocks, counts, work.lengths, work.listed.seen, work.square, keys, values, variance,
+                *work.queries(q_tile, square=True), *work.sources, blocks, counts, work.lengths, work.listed.seen, work.square,
+                keys, values, variance,
                 g.seen_width, *work.shapes, base, count, g.rows, 0, 1,
                 **common, SIZE=size, TP=half, DENSE=False,
             )  # fmt: skip
@@ -394,8 +400,8 @@ def grad_pooled(work: Backward) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
         splits = max(1, min(s.splits, g.nq))
         parts = [torch.empty(splits, g.batch, g.kv_heads, count, *x, **new) for x in ((g.width,), (g.width,), ())]
         backward_kernels.grad_pooled_kernel[(tiles * splits, g.kv_heads, g.batch)](
-            *work.queries(q_tile), *work.sources, plan.levels, plan.levels, work.lengths, work.listed.seen, work.square, *parts,
-            g.seen_width, *work.shapes, g.bases[3], count, count, tiles, splits,
+            *work.queries(q_tile, square=True), *work.sources, plan.levels, plan.levels, work.lengths, work.listed.seen, work.square,
+            *parts, g.seen_width, *work.shapes, g.bases[3], count, count, tiles, splits,
             **common, SIZE=g.rest, TP=tile, DENSE=True,
         )  # fmt: skip
         for total, part in zip((keys, values, variance), parts, strict=True):

@@ -23,10 +23,14 @@ from world_r1_kernels.pyramid_attention.triton import EMPTY, LOG2E, correct, edg
 
 @triton.jit
 def delta_kernel(
-    Q, OUT, GRAD, GRAD_LSE, DELTA, SQUARE, heads, n_q,
+    Q, OUT, GRAD, LSE, GRAD_LSE, LSE2, DELTA, SQUARE, heads, n_q,
     D: tl.constexpr, BM: tl.constexpr, BNHD: tl.constexpr, LSE_GRAD: tl.constexpr,
 ):  # fmt: skip
-    """rowsum(dO O) - dLSE, and |q|^2, per query."""
+    """Per query the log-sum-exp in log2 units, rowsum(dO O) - dLSE and |q|^2, in whole blocks.
+
+    Queries that saw nothing, and those past the end, get the log-sum-exp 1e30, which makes every weight of theirs 0. So the kernels read
+    these without a mask, and through descriptors: loaded by pointers, a few numbers a step became a hundred copies of four bytes.
+    """
     i, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row, col = origin(b, h, heads, n_q, D, BNHD)
     ld = heads * D if BNHD else D
@@ -36,19 +40,15 @@ def delta_kernel(
     out = tl.load(OUT + at, mask=inside[:, None], other=0.0).to(tl.float32)
     grad = tl.load(GRAD + at, mask=inside[:, None], other=0.0).to(tl.float32)
     stat = (b * heads + h).to(tl.int64) * n_q + m_of
+    to = ((b * heads + h) * tl.num_programs(0)).to(tl.int64) * BM + m_of
     delta = tl.sum(out * grad, 1)
     if LSE_GRAD:
         delta -= tl.load(GRAD_LSE + stat, mask=inside, other=0.0)
-    tl.store(DELTA + stat, delta, mask=inside)
+    tl.store(DELTA + to, delta)
+    lse = tl.load(LSE + stat, mask=inside, other=-float("inf"))
+    tl.store(LSE2 + to, tl.where(lse > EMPTY, lse * LOG2E, -EMPTY))
     q = tl.load(Q + at, mask=inside[:, None], other=0.0).to(tl.float32)
-    tl.store(SQUARE + stat, tl.sum(q * q, 1), mask=inside)
-
-
-@triton.jit
-def _log2_sum(LSE, at, inside):
-    """Log-sum-exp in log2 units; rows that saw nothing get +1e30, which makes every weight of theirs 0."""
-    lse = tl.load(LSE + at, mask=inside, other=-float("inf"))
-    return tl.where(lse > EMPTY, lse * LOG2E, -EMPTY)
+    tl.store(SQUARE + to, tl.sum(q * q, 1))
 
 
 @triton.jit
@@ -101,9 +101,9 @@ def grad_q_kernel(
     q_at = (q_row + m_of).to(tl.int64)[:, None] * q_ld + q_col + d[None, :]
     q = tl.load(Q + q_at, mask=inside[:, None], other=0.0)
     grad = tl.load(GRAD + q_at, mask=inside[:, None], other=0.0)
-    stat = (b * heads + h).to(tl.int64) * n_q + m_of
-    lse = _log2_sum(LSE, stat, inside)
-    delta = tl.load(DELTA + stat, mask=inside, other=0.0)
+    stat = ((b * heads + h) * nq).to(tl.int64) * BK + m_of
+    lse = tl.load(LSE + stat)
+    delta = tl.load(DELTA + stat)
     step = scale * LOG2E
     square = tl.sum(q.to(tl.float32) * q.to(tl.float32), 1) * (scale * scale / (2 * D) * LOG2E)
     row = ((b * heads + h) * nq + i).to(tl.int64)
@@ -180,8 +180,8 @@ def grad_q_kernel(
 
 @triton.jit
 def grad_pooled_kernel(
-    q_desc, g_desc, Q, K, V, GRAD, KP, VP, BIAS, VAR, LSE, DELTA, LEVELS, LIST, COUNT, LENGTHS, SEEN, SQUARE, GRAD_K, GRAD_V, GRAD_VAR,
-    width, scale, heads, group, n_q, n_k, nq, nk, rows, base, count, out_rows, tiles, splits,
+    q_desc, g_desc, l_desc, d_desc, s_desc, Q, K, V, GRAD, KP, VP, BIAS, VAR, LSE, DELTA, LEVELS, LIST, COUNT, LENGTHS, SEEN, SQUARE,
+    GRAD_K, GRAD_V, GRAD_VAR, width, scale, heads, group, n_q, n_k, nq, nk, rows, base, count, out_rows, tiles, splits,
     D: tl.constexpr, BK: tl.constexpr, TP: tl.constexpr, QT: tl.constexpr, SIZE: tl.constexpr, DENSE: tl.constexpr,
     CORRECT: tl.constexpr, CAUSAL: tl.constexpr, VARLEN: tl.constexpr, BNHD: tl.constexpr,
     TMA: tl.constexpr, STAGES: tl.constexpr,
@@ -236,10 +236,13 @@ def grad_pooled_kernel(
                 q_at = (q_row + m_of).to(tl.int64)[:, None] * q_ld + q_col + d[None, :]
                 q = tl.load(Q + q_at, mask=inside[:, None], other=0.0)
                 grad = tl.load(GRAD + q_at, mask=inside[:, None], other=0.0)
-            stat = (b * heads + h).to(tl.int64) * n_q + m_of
-            lse = _log2_sum(LSE, stat, inside)
-            delta = tl.load(DELTA + stat, mask=inside, other=0.0)
-            square = tl.load(SQUARE + stat, mask=inside, other=0.0) * unit
+            stat = (b * heads + h) * nq * BK + i * BK + (t % SPLIT) * QT
+            if TMA:
+                lse, delta = l_desc.load([stat]), d_desc.load([stat])
+                square = s_desc.load([stat]) * unit
+            else:
+                lse, delta = tl.load(LSE + stat + tl.arange(0, QT)), tl.load(DELTA + stat + tl.arange(0, QT))
+                square = tl.load(SQUARE + stat + tl.arange(0, QT)) * unit
             s = tl.dot(k, q.T) * step
             if CORRECT:
                 s += tl.minimum(variance[:, None] * (square * LOG2E)[None, :] + seen[:, None], 2 * seen[:, None])
@@ -285,8 +288,8 @@ def _spread_keys(dk, k, tokens, n, rows, KP, GRAD_KP, GRAD_VAR, SIZE: tl.constex
 
 @triton.jit
 def grad_kv_kernel(
-    q_desc, g_desc, Q, K, V, GRAD, KP, VP, BIAS, VAR, LSE, DELTA, LEVELS, LIST, COUNT, LENGTHS, GRAD_KP, GRAD_VP, GRAD_VAR, GRAD_K, GRAD_V,
-    scale, heads, group, n_q, n_k, nq, nk, rows, base2, base4, base8, base_rest,
+    q_desc, g_desc, l_desc, d_desc, Q, K, V, GRAD, KP, VP, BIAS, VAR, LSE, DELTA, LEVELS, LIST, COUNT, LENGTHS,
+    GRAD_KP, GRAD_VP, GRAD_VAR, GRAD_K, GRAD_V, scale, heads, group, n_q, n_k, nq, nk, rows, base2, base4, base8, base_rest,
     D: tl.constexpr, BK: tl.constexpr, KT: tl.constexpr, QT: tl.constexpr, REST: tl.constexpr,
     L2: tl.constexpr, L4: tl.constexpr, L8: tl.constexpr, CORRECT: tl.constexpr, CAUSAL: tl.constexpr,
     VARLEN: tl.constexpr, BNHD: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, LATE: tl.constexpr,
@@ -325,9 +328,11 @@ def grad_kv_kernel(
                 q_at = (q_row + m_of).to(tl.int64)[:, None] * q_ld + q_col + d[None, :]
                 q = tl.load(Q + q_at, mask=inside[:, None], other=0.0)
                 grad = tl.load(GRAD + q_at, mask=inside[:, None], other=0.0)
-            stat = (b * heads + h).to(tl.int64) * n_q + m_of
-            lse = _log2_sum(LSE, stat, inside)
-            delta = tl.load(DELTA + stat, mask=inside, other=0.0)
+            stat = (b * heads + h) * nq * BK + first
+            if TMA:
+                lse, delta = l_desc.load([stat]), d_desc.load([stat])
+            else:
+                lse, delta = tl.load(LSE + stat + tl.arange(0, QT)), tl.load(DELTA + stat + tl.arange(0, QT))
             p = tl.math.exp2(tl.dot(k, q.T) * step - lse[None, :])
             if CAUSAL:
                 p = tl.where(c[:, None] <= m_of[None, :], p, 0.0)
