@@ -166,6 +166,14 @@ def descriptor(x: torch.Tensor, rows: int, g: Geometry) -> TensorDescriptor:
     return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [rows, g.width])
 
 
+def rest_descriptors(pyramid: Pyramid, listed: Lists, tile: int, has_rest: bool) -> list[TensorDescriptor]:
+    """Descriptors of `tile` pooled keys and values, of their biases as seen by one query block, and of their variances."""
+    wide = [x.view(-1, x.shape[-1]) for x in (pyramid.keys, pyramid.values)]
+    flat = [x.view(-1) for x in (listed.seen if has_rest else pyramid.variance, pyramid.variance)]
+    found = [TensorDescriptor(x, list(x.shape), list(x.stride()), [tile, x.shape[1]]) for x in wide]
+    return found + [TensorDescriptor(x, [x.numel()], [1], [tile]) for x in flat]
+
+
 def forward(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -209,9 +217,9 @@ def attend(
     pooled = [p.view(-1, g.width) for p in (pyramid.keys, pyramid.values)]
     if s.tma:
         descriptors = [descriptor(k, tile, g), descriptor(v, tile, g)]
-        descriptors += [TensorDescriptor(p, list(p.shape), list(p.stride()), [pooled_tile, g.width]) for p in pooled]
+        descriptors += rest_descriptors(pyramid, listed, pooled_tile, plan.has_rest)
     else:
-        descriptors = [k, v, *pooled]
+        descriptors = [k, v, *pooled, listed.seen, pyramid.variance]
     if s.specialise:
         triton.set_allocator(_scratch)
     part = (out, lse)  # not used by a single launch
@@ -343,9 +351,9 @@ def grad_q(work: Backward) -> torch.Tensor:
     pooled = [x.view(-1, g.width) for x in (work.pyramid.keys, work.pyramid.values)]
     if work.tma:
         sources = [descriptor(x, tile, g) for x in keys]
-        sources += [TensorDescriptor(x, list(x.shape), list(x.stride()), [pooled_tile, g.width]) for x in pooled]
+        sources += rest_descriptors(work.pyramid, work.listed, pooled_tile, work.plan.has_rest)
     else:
-        sources = [*keys, *pooled]
+        sources = [*keys, *pooled, work.listed.seen, work.pyramid.variance]
     backward_kernels.grad_q_kernel[(g.nq * (g.block // rows), g.heads, g.batch)](
         *sources, *work.sources, work.listed.blocks, work.listed.counts, work.lengths, work.listed.seen, out,
         g.seen_width, *work.shapes, *g.bases,

@@ -325,8 +325,8 @@ def _full_blocks_late(
 
 @triton.jit
 def _other_parts(
-    q, m, norm, acc, r_desc, rv_desc, K, V, KP, VP, BIAS, VAR, LEVELS, LIST, COUNT, SEEN, width, scale, i, m_of, last, row, nk,
-            pooled,     k_row, k_col, k_ld, base2, base4, base8, base_rest,
+    q, m, norm, acc, r_desc, rv_desc, b_desc, x_desc, K, V, KP, VP, BIAS, VAR, LEVELS, LIST, COUNT, SEEN, width, scale,
+            i, m_of, last, row, nk, pooled, k_row, k_col, k_ld, base2, base4, base8, base_rest,
     D: tl.constexpr, BK: tl.constexpr, TN: tl.constexpr, TP: tl.constexpr, REST: tl.constexpr,
     PYRAMID: tl.constexpr, RESTS: tl.constexpr, CORRECT: tl.constexpr, CAUSAL: tl.constexpr,
     EDGE: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr,
@@ -340,14 +340,17 @@ def _other_parts(
         for t in tl.range(0, tl.cdiv(groups, TP), num_stages=STAGES):
             r = t * TP + tl.arange(0, TP)
             at = pooled + base_rest + r
-            bias = tl.load(SEEN + row * width + r)
             if TMA:
+                bias = b_desc.load([(row * width).to(tl.int32) + t * TP])
+                variance = x_desc.load([pooled + base_rest + t * TP])
                 k = r_desc.load([pooled + base_rest + t * TP, 0])
                 v = rv_desc.load([pooled + base_rest + t * TP, 0])
             else:
+                bias = tl.load(SEEN + row * width + r)
+                variance = tl.load(VAR + at, mask=r < groups, other=0.0)
                 k = tl.load(KP + at.to(tl.int64)[:, None] * D + d[None, :], mask=(r < groups)[:, None], other=0.0)
                 v = tl.load(VP + at.to(tl.int64)[:, None] * D + d[None, :], mask=(r < groups)[:, None], other=0.0)
-            s = correct(tl.dot(q, k.T) * step, bias, tl.load(VAR + at, mask=r < groups, other=0.0), square, CORRECT)
+            s = correct(tl.dot(q, k.T) * step, bias, variance, square, CORRECT)
             m, norm, acc = _update(s, v, m, norm, acc)
     if PYRAMID:
         n2, n4, n8 = tl.load(COUNT + row * 4 + 1), tl.load(COUNT + row * 4 + 2), tl.load(COUNT + row * 4 + 3)
@@ -370,8 +373,8 @@ def _other_parts(
 
 @triton.jit
 def forward_kernel(
-    k_desc, v_desc, r_desc, rv_desc, Q, K, V, KP, VP, BIAS, VAR, LEVELS, LIST, COUNT, SEEN, LENGTHS, OUT, LSE, PART, PART_LSE,
-    width, scale, heads, group, n_q, n_k, nq, nk, rows, base2, base4, base8, base_rest,
+    k_desc, v_desc, r_desc, rv_desc, b_desc, x_desc, Q, K, V, KP, VP, BIAS, VAR, LEVELS, LIST, COUNT, SEEN, LENGTHS, OUT, LSE,
+    PART, PART_LSE, width, scale, heads, group, n_q, n_k, nq, nk, rows, base2, base4, base8, base_rest,
     D: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, TN: tl.constexpr, TP: tl.constexpr, REST: tl.constexpr,
     PYRAMID: tl.constexpr, RESTS: tl.constexpr, CORRECT: tl.constexpr, CAUSAL: tl.constexpr,
     EDGE: tl.constexpr, VARLEN: tl.constexpr, BNHD: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, SPECIALISE: tl.constexpr,
@@ -410,8 +413,8 @@ def forward_kernel(
     pooled = (b * kv_heads + kv) * rows
     if PHASE != 1:
         m, norm, acc = _other_parts(
-            q, m, norm, acc, r_desc, rv_desc, K, V, KP, VP, BIAS, VAR, LEVELS, LIST, COUNT, SEEN, width, scale, i, m_of, last, row, nk,
-            pooled, k_row, k_col, k_ld, base2, base4, base8, base_rest,
+            q, m, norm, acc, r_desc, rv_desc, b_desc, x_desc, K, V, KP, VP, BIAS, VAR, LEVELS, LIST, COUNT, SEEN, width, scale,
+            i, m_of, last, row, nk, pooled, k_row, k_col, k_ld, base2, base4, base8, base_rest,
             D, BK, TN, TP, REST, PYRAMID, RESTS, CORRECT, CAUSAL, EDGE, TMA, STAGES,
         )  # fmt: skip
     if PHASE != 2:

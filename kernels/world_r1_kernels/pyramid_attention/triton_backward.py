@@ -79,8 +79,8 @@ def _full_blocks_late(
 
 @triton.jit
 def grad_q_kernel(
-    k_desc, v_desc, r_desc, rv_desc, Q, K, V, GRAD, KP, VP, BIAS, VAR, LSE, DELTA, LEVELS, LIST, COUNT, LENGTHS, SEEN, GRAD_Q,
-    width, scale, heads, group, n_q, n_k, nq, nk, rows, base2, base4, base8, base_rest,
+    k_desc, v_desc, r_desc, rv_desc, b_desc, x_desc, Q, K, V, GRAD, KP, VP, BIAS, VAR, LSE, DELTA, LEVELS, LIST, COUNT, LENGTHS, SEEN,
+    GRAD_Q, width, scale, heads, group, n_q, n_k, nq, nk, rows, base2, base4, base8, base_rest,
     D: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, TN: tl.constexpr, TP: tl.constexpr, REST: tl.constexpr,
     PYRAMID: tl.constexpr, RESTS: tl.constexpr, CORRECT: tl.constexpr, CAUSAL: tl.constexpr,
     EDGE: tl.constexpr, VARLEN: tl.constexpr, BNHD: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, LATE: tl.constexpr,
@@ -116,12 +116,14 @@ def grad_q_kernel(
         for t in tl.range(0, tl.cdiv(groups, TP), num_stages=STAGES):
             r = t * TP + tl.arange(0, TP)
             at = pooled + base_rest + r
-            bias = tl.load(SEEN + row * width + r)
-            variance = tl.load(VAR + at, mask=r < groups, other=0.0)
             if TMA:
+                bias = b_desc.load([(row * width).to(tl.int32) + t * TP])
+                variance = x_desc.load([pooled + base_rest + t * TP])
                 k = r_desc.load([pooled + base_rest + t * TP, 0])
                 v = rv_desc.load([pooled + base_rest + t * TP, 0])
             else:
+                bias = tl.load(SEEN + row * width + r)
+                variance = tl.load(VAR + at, mask=r < groups, other=0.0)
                 k = tl.load(KP + at.to(tl.int64)[:, None] * D + d[None, :], mask=(r < groups)[:, None], other=0.0)
                 v = tl.load(VP + at.to(tl.int64)[:, None] * D + d[None, :], mask=(r < groups)[:, None], other=0.0)
             s = correct(tl.dot(q, k.T) * step, bias, variance, square, CORRECT)
