@@ -206,6 +206,9 @@ class ClusterConfig(Strict):
     #: Ray address to join; null starts a local cluster that ends with the run.
     address: str | None = None
     samplers: int = Field(1, ge=1)
+    #: Processes that learn together (data parallel): each holds all weights and takes its share of a step's micro-batches, gradients are
+    #: added up. Colocated, each samples its share of the groups too, and `samplers` says nothing. The result does not depend on the number.
+    learners: int = Field(1, ge=1)
     judges: int = Field(1, ge=1)
     #: CPUs and GPUs that Ray reserves per actor; the policy's GPUs apply when the model is on a GPU.
     cpus_per_policy: float = Field(1.0, ge=0)

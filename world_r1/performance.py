@@ -58,7 +58,15 @@ checkpointing; measured on a narrow block on a CPU): 235 GB for one guided video
 checkpointed on any one GPU. `world-r1 plan --config FILE --gpus N` counts a configuration and divides GPUs; `--costs FILE` takes
 the section `costs` of the JSON above instead of the shipped constants. A full memory names the switches that are left.
 
-Not built: FSDP2 and sequence parallelism, several learner processes, decoding in tiles (the chunked decoder bounds the memory).
+## Several GPUs
+
+`cluster.learners: N` starts N processes that learn together. Each holds all weights, colocated ones sample their share of the groups;
+a step's micro-batches are the same at any N and are dealt to the processes, their gradients are added up (NCCL where every process
+has a GPU, else gloo), and all take the same optimizer step. On a CPU two learners end with the weights of one, to the last bit where
+each has one sum of gradients to give and to rounding elsewhere; a run resumes with another number; one that dies ends the run with a
+message (tests/cluster/test_learners.py, tests/unit/test_parallel.py). It has not run on GPUs yet, nor has NCCL.
+
+Not built: FSDP2 and sequence parallelism (every learner holds the whole base), spatial tiles in the decoder (chunks bound the memory).
 """
 
 NOTHING = "Not measured yet: no GPU has run the benchmark at this commit, so the cells are empty."

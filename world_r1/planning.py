@@ -62,11 +62,6 @@ class Split:
     colocated: bool = False
 
     @property
-    def possible(self) -> bool:
-        """Whether this version can run it: it has one learner process."""
-        return self.learners == 1
-
-    @property
     def gpus(self) -> int:
         """All of them."""
         return self.judges + (self.samplers if self.colocated else self.samplers + self.learners)
@@ -96,7 +91,6 @@ class Prediction:
             "busy": f"{self.busy:.0%}",
             "idle": ", ".join(f"{role} {share:.0%}" for role, share in self.idle.items()),
             "staleness": round(self.staleness, 2),
-            "today": "yes" if s.possible else "no",
         }
 
 
@@ -292,16 +286,12 @@ def _prediction(work: Work, split: Split, seconds: float, busy: Mapping[str, flo
     return Prediction(split, seconds, 3600 * work.videos / seconds, min(1.0, share), shown, sum(ages) / max(1, len(ages)))
 
 
-def best(work: Work, gpus: int, possible: bool = False) -> list[Prediction]:
-    """Splits of `gpus`, best throughput first, simulated; with `possible`, those that this version can run.
-
-    ValueError for fewer than two GPUs: rewards need one of their own.
-    """
+def best(work: Work, gpus: int) -> list[Prediction]:
+    """Splits of `gpus`, best throughput first, simulated. ValueError for fewer than two GPUs: rewards need one of their own."""
     if gpus < 2:
         raise ValueError(f"planning divides GPUs between policy and rewards and needs at least 2, got {gpus}")
     splits = [Split(gpus - judges, gpus - judges, judges, True) for judges in range(1, gpus)]
     splits += [Split(s, gpus - s - judges, judges) for judges in range(1, gpus - 1) for s in range(1, gpus - judges)]
-    splits = [split for split in splits if split.possible or not possible]
     splits.sort(key=lambda split: (arithmetic(work, split), split.colocated))
     kept = splits[:CANDIDATES]
     predictions = [simulate(work, split) for split in kept]
@@ -312,7 +302,7 @@ def plan(config: Config, gpus: int, constants: Mapping[str, Any], reward_seconds
     """Everything `world-r1 plan` says: counts, the best splits, and what stands in the way of better ones."""
     counted = work(config, constants, reward_seconds)
     filling = filled(counted, gpus)
-    found, today = best(filling, gpus)[:4], best(filling, gpus, possible=True)[:2]
+    found = best(filling, gpus)[:4]
     as_it_is = best(counted, gpus)[:1]
     top = found[0].split
     total = counted.sample + counted.decode + counted.update
@@ -330,7 +320,7 @@ def plan(config: Config, gpus: int, constants: Mapping[str, Any], reward_seconds
         },
         "splits": [
             {"groups": groups, **prediction.row()}
-            for groups, rows in ((counted.groups, as_it_is), (filling.groups, [*found, *today]))
+            for groups, rows in ((counted.groups, as_it_is), (filling.groups, found))
             for prediction in rows
         ],
         "notes": notes(config, filling, top, constants),
@@ -364,5 +354,5 @@ def notes(config: Config, counted: Work, split: Split, constants: Mapping[str, A
             f"prompts.groups={counted.groups} can"
         )
     if split.learners > 1:
-        said.append("several learners need data-parallel training, which this version lacks; rows with today=yes have one")
+        said.append("several learners (cluster.learners) each hold all weights; their scaling has not been measured")
     return said

@@ -18,6 +18,7 @@ from world_r1.camera import trajectory_for
 from world_r1.checkpoint import Snapshot
 from world_r1.config import Config, OptimizerConfig
 from world_r1.ema import EMA
+from world_r1.parallel import Team
 from world_r1.policy import Policy, frames_ahead
 from world_r1.rollout import latents
 from world_r1.types import Rollout
@@ -26,10 +27,14 @@ from world_r1.types import Rollout
 class Trainer:
     """Optimizer, algorithm and average around one policy."""
 
-    def __init__(self, config: Config, policy: Policy) -> None:
-        """ValueError if the policy has nothing to train or the algorithm cannot honour the configuration."""
+    def __init__(self, config: Config, policy: Policy, team: Team | None = None) -> None:
+        """`team`: the processes that learn together; all of them make the same calls.
+
+        ValueError if the policy has nothing to train or the algorithm cannot honour the configuration.
+        """
         self.config = config
         self.policy = policy
+        self.team = team or Team()
         self.parameters = policy.named_parameters()
         if not self.parameters:
             raise ValueError("the policy has no trained parameters; set model.lora, or null for full fine-tuning")
@@ -55,21 +60,42 @@ class Trainer:
         Without any advantage nothing is trained; the version rises all the same, because the loop has moved on. Raises ValueError for a
         stale rollout.
         """
-        refuse_stale(rollouts, self.version, self.config.cluster.max_staleness)
-        kept = [rollout for rollout in rollouts if advantages.get(rollout.id) is not None]
-        values = torch.tensor([advantages[rollout.id] for rollout in kept], dtype=torch.float32)
-        taken = [self._step(kept, values) for _ in range(self.config.algorithm.updates if kept else 0)]
+        order = [rollout.id for rollout in rollouts if advantages.get(rollout.id) is not None]
+        return self.learn(order, {rollout.id: rollout for rollout in rollouts}, advantages)
+
+    def own(self, order: Sequence[str]) -> list[str]:
+        """Which of the batch's videos this process learns from; `order` names all that have an advantage, in the same order everywhere."""
+        return [name for _, part in self.team.mine(self._batches(order)) for name in part]
+
+    def learn(
+        self, order: Sequence[str], rollouts: Mapping[str, Rollout], advantages: Mapping[str, float | None]
+    ) -> dict[str, float]:
+        """`update` by a process of several, which has the rollouts that are its `own`."""
+        refuse_stale(list(rollouts.values()), self.version, self.config.cluster.max_staleness)
+        taken = [self._step(order, rollouts, advantages) for _ in range(self.config.algorithm.updates if order else 0)]
         self.version += 1
         metrics = mean_of([(1.0, metrics) for metrics in taken])
         return {**metrics, "updates_refused": float(self.refused), "optimizer_steps": float(self.updates)}
 
-    def _step(self, kept: Sequence[Rollout], advantages: torch.Tensor) -> dict[str, float]:
-        """One optimizer step on the whole batch."""
+    def _batches(self, order: Sequence[str]) -> list[Sequence[str]]:
+        size = self.config.optimizer.micro_batch
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def _step(
+        self, order: Sequence[str], rollouts: Mapping[str, Rollout], advantages: Mapping[str, float | None]
+    ) -> dict[str, float]:
+        """One optimizer step on the whole batch; with gradients and metrics of all processes, so that all of them take the same one."""
         self.optimizer.zero_grad(set_to_none=True)
         try:
-            metrics = mean_of(list(self._accumulate(kept, advantages)))
+            own = [True, list(self._accumulate(order, rollouts, advantages))]
         except NotFinite:
+            own = [False, []]
+        found = self.team.exchange(own)
+        if not all(finite for finite, _ in found):
             return self._refuse()
+        parts = sorted((entry for _, entries in found for entry in entries), key=lambda entry: entry[0])
+        metrics = mean_of([(share, values) for _, share, values in parts])
+        self.team.sum_gradients(self.parameters.values())
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optimizer.grad_clip))
         if not math.isfinite(norm):
             return self._refuse()
@@ -82,18 +108,19 @@ class Trainer:
         self.average.update()
         return {**metrics, "grad_norm": norm, "lr": rate, **self.algorithm.after_update(self.policy, metrics)}
 
-    def _accumulate(self, kept: Sequence[Rollout], advantages: torch.Tensor) -> Iterator[tuple[float, dict[str, float]]]:
-        """Backward of every loss of every micro-batch as it is yielded; gives (share of the batch, metrics)."""
-        size = self.config.optimizer.micro_batch
-        for start in range(0, len(kept), size):
-            part = kept[start : start + size]
-            batch = stack(self.policy, self.config, part, advantages[start : start + size])
-            share = len(part) / len(kept)
+    def _accumulate(
+        self, order: Sequence[str], rollouts: Mapping[str, Rollout], advantages: Mapping[str, float | None]
+    ) -> Iterator[tuple[int, float, dict[str, float]]]:
+        """Backward of every loss of every own micro-batch as it is yielded; gives (its number, its share of the whole batch, metrics)."""
+        for number, part in self.team.mine(self._batches(order)):
+            values = torch.tensor([advantages[name] for name in part], dtype=torch.float32)
+            batch = stack(self.policy, self.config, [rollouts[name] for name in part], values)
+            share = len(part) / len(order)
             for loss in self.algorithm.losses(self.policy, batch):
                 if not bool(torch.isfinite(loss.value)):
                     raise NotFinite
                 (loss.value * share).backward()
-                yield share, loss.metrics
+                yield number, share, loss.metrics
 
     def _refuse(self) -> dict[str, float]:
         self.optimizer.zero_grad(set_to_none=True)

@@ -21,7 +21,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from world_r1.actors.judge import Judges, first_line
-from world_r1.actors.learner import Learner, PolicyWorker
+from world_r1.actors.learners import ClusterError, Learners
 from world_r1.actors.sampler import Receipt, Sampler
 from world_r1.config import Config
 from world_r1.serving.attached import Attached
@@ -37,10 +37,6 @@ LOCAL = {"worker_niceness": 0}
 
 #: Seconds between looks at the stop flag while waiting.
 TICK = 0.25
-
-
-class ClusterError(RuntimeError):
-    """Ray or an actor could not be started, or died; the message says which, and what to do."""
 
 
 class Interrupted(Exception):
@@ -99,7 +95,9 @@ class Cluster:
         self.owned = not ray.is_initialized()
         self.judges: Judges | Attached = Judges(config.rewards, self._make_judge, config.cluster.timeout)
         self.samplers: list[Any] = []
+        #: The first learner, which saves, publishes and leads evaluations, and all of them.
         self.learner: Any = None
+        self.learners: Learners | None = None
         self.threads = ThreadPoolExecutor(1, thread_name_prefix="rollout")
         self.started: list[Pending] = []
         #: The samplers' answers to the last `publish`.
@@ -147,7 +145,9 @@ class Cluster:
 
     def update(self, scored: Scored, advantages: dict[str, float | None]) -> dict[str, float]:
         """One policy update; returns its metrics. It is never left half done."""
-        return self._call("the policy update", self.learner.update.remote(advantages, *scored.rollouts))
+        assert self.learners is not None
+        names = [group.rollouts for group in scored.groups]
+        return self.learners.all("the policy update", "update", advantages, names, list(scored.rollouts))[0]
 
     def publish(self) -> None:
         """Give the learner's weights to the samplers; nothing to do where they share them.
@@ -163,10 +163,11 @@ class Cluster:
         return Path(self._call("saving", self.learner.save.remote(str(directory.resolve()), step)))
 
     def restore(self, path: Path) -> int:
-        """Load a checkpoint into learner and samplers; returns its step."""
-        step = self._call("restoring", self.learner.restore.remote(str(path.resolve())))
+        """Load a checkpoint into learners and samplers; returns its step."""
+        assert self.learners is not None
+        step = self.learners.all("restoring", "restore", str(path.resolve()))[0]
         self.publish()
-        return step
+        return int(step)
 
     def evaluate(self, directory: Path, what: str, progress: Callable[[int, int], None]) -> Any:
         """Held-out evaluation by learner and samplers; see `Learner.evaluate`. Raises `Interrupted` if the run is to stop."""
@@ -232,7 +233,8 @@ class Cluster:
 
     def _policies(self) -> int:
         """Processes that hold a policy."""
-        return 1 if self.config.cluster.mode == "colocated" else self.config.cluster.samplers + 1
+        settings = self.config.cluster
+        return settings.learners + (0 if settings.mode == "colocated" else settings.samplers)
 
     def _cpus(self) -> float:
         settings = self.config.cluster
@@ -263,8 +265,8 @@ class Cluster:
                 return
             if (self.owned and not self._address()) or time.monotonic() - begin > self.config.cluster.timeout:
                 raise ClusterError(
-                    f"this run needs more than the cluster has ({report} registered); lower cluster.samplers, cluster.judges or the "
-                    "cpus_per/gpus_per settings, set model.device=cpu, or add nodes"
+                    f"this run needs more than the cluster has ({report} registered); lower cluster.learners, cluster.samplers, "
+                    "cluster.judges or the cpus_per/gpus_per settings, set model.device=cpu, or add nodes"
                 )
             self.say(f"waiting for resources: {report} registered")
             time.sleep(2.0)
@@ -272,11 +274,11 @@ class Cluster:
     def _place(self) -> None:
         settings = self.config.cluster
         options = {"num_cpus": settings.cpus_per_policy, "num_gpus": self._policy_gpus()}
+        self.learners = Learners(self.config, options, self._get, TICK)
+        self.learner = self.learners.actors[0]
         if settings.mode == "colocated":
-            self.learner = ray.remote(PolicyWorker).options(**options).remote(self.config)
-            self.samplers = [self.learner]
+            self.samplers = self.learners.actors
         else:
-            self.learner = ray.remote(Learner).options(**options).remote(self.config)
             self.samplers = [ray.remote(Sampler).options(**options).remote(self.config) for _ in range(settings.samplers)]
         if self.config.rewards.pools:
             self.judges = Attached(self.config.rewards, [PoolClient(name) for name in self.config.rewards.pools])
@@ -289,7 +291,8 @@ class Cluster:
 
     def _await_actors(self, begin: float) -> None:
         """Until every actor has loaded what it needs; an actor's own error (an unreadable model, an unknown reward) is raised as it is."""
-        policies = {"learner": self.learner}
+        assert self.learners is not None
+        policies = self.learners.names
         if self.learner is not self.samplers[0]:
             policies |= {f"sampler {i}": sampler for i, sampler in enumerate(self.samplers)}
         actors = policies | {f"judge {i}": judge for i, judge in enumerate(self.judges.crew)}
@@ -309,6 +312,7 @@ class Cluster:
             if pending and time.monotonic() - said > 5.0:
                 said = time.monotonic()
                 self.say(f"waiting for {', '.join(pending.values())} to load")
+        self.learners.join()
         if isinstance(self.judges, Judges):
             self.judges.employ(self.judges.crew)
 
@@ -318,7 +322,8 @@ class Cluster:
             pending.abandon()
         if ray.is_initialized():
             self.judges.close()
-            for actor in {id(a): a for a in [self.learner, *self.samplers] if a is not None}.values():
+            learners = self.learners.actors if self.learners is not None else []
+            for actor in {id(a): a for a in [*learners, *self.samplers]}.values():
                 ray.kill(actor)
         self.threads.shutdown(wait=True, cancel_futures=True)
         if self.owned and ray.is_initialized():

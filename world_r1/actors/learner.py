@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import queue
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,12 @@ from world_r1.types import Prompt, Rollout, Weights
 
 
 class Learner:
-    """Holds policy, optimizer and average. `rank` of `world` is its place among several learners; today there is one."""
+    """Holds policy, optimizer and average. `rank` of `world` is its place among several learners, which make the same calls."""
 
     def __init__(self, config: Config, rank: int = 0, world: int = 1) -> None:
-        if world != 1:
-            raise ValueError(f"several learners need data-parallel training, which this version lacks; got world={world}")
         self.config = config
-        self.rank = rank
+        self.rank, self.world = rank, world
+        self._store: Any = None
         self.policy: Any = None
         self.trainer: Any = None
 
@@ -36,12 +37,54 @@ class Learner:
         self.trainer = Trainer(self.config, self.policy)
         return str(self.policy.device)
 
-    def update(self, advantages: dict[str, float | None], *groups: list[Rollout]) -> dict[str, float]:
-        """Learn from the step's groups (references, resolved here); returns metrics."""
+    def where(self) -> str:
+        """The machine's address, by which learners on one machine are told from others."""
+        return str(ray.util.get_node_ip_address())
+
+    def listen(self) -> tuple[str, int]:
+        """Open a store for learners on several machines; returns where it listens."""
+        from torch.distributed import TCPStore
+
+        host = self.where()
+        self._store = TCPStore(host, 0, self.world, is_master=True, wait_for_workers=False)
+        return host, int(self._store.port)
+
+    def join(self, place: dict[str, Any]) -> None:
+        """Connect with the other learners through the store at `place`. ValueError if they do not hold the same weights."""
+        from torch.distributed import FileStore, TCPStore
+
+        from world_r1.parallel import Processes
+
+        os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # multicast over NVLink needs rights that containers lack
+        if "file" in place:
+            for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+                os.environ.setdefault(variable, "lo")
+            self._store = FileStore(place["file"], self.world)
+        elif self._store is None:
+            self._store = TCPStore(place["host"], place["port"], self.world, is_master=False)
+        alone = self.policy.device.type == "cuda" and self.config.cluster.gpus_per_policy >= 1
+        self.trainer.team = Processes(self.rank, self.world, self._store, "nccl" if alone else "gloo")
+        sums = self.trainer.team.exchange([zlib.crc32(value.tobytes()) for value in self.policy.state().values()])
+        if any(one != sums[0] for one in sums):
+            raise ValueError(
+                "the learners do not start from the same weights; model.path and model.init_lora must be the same everywhere"
+            )
+
+    def update(
+        self, advantages: dict[str, float | None], names: Sequence[Sequence[str]], groups: Sequence[ray.ObjectRef]
+    ) -> dict[str, float]:
+        """Learn from the step's groups; returns metrics. `names` are the ids of each group's videos, `groups` refer to their rollouts.
+
+        One of several learners fetches the groups that hold videos of its own.
+        """
         from world_r1.memory import explained
 
+        order = [name for group in names for name in group if advantages.get(name) is not None]
+        own = set(self.trainer.own(order))
+        wanted = [group for ids, group in zip(names, groups, strict=True) if self.world == 1 or own & set(ids)]
+        rollouts: dict[str, Rollout] = {rollout.id: rollout for group in ray.get(wanted) for rollout in group}
         with explained(self.config, "updating the policy"):
-            return self.trainer.update([rollout for group in groups for rollout in group], advantages)
+            return self.trainer.learn(order, rollouts, advantages)
 
     def publish(self) -> Weights:
         """The present weights as numpy arrays, for the samplers."""
@@ -116,3 +159,9 @@ class PolicyWorker(Learner):
         """Groups with the present weights; see `Sampler.sample`."""
         self.sampler.version = self.trainer.version
         return self.sampler.sample(prompts, step, groups)
+
+    def heldout(self, part: int, parts: int, state: Mapping[str, Any] | None) -> Iterator[Any]:
+        """This process's share of a held-out evaluation that another learner leads; see `Sampler.heldout`."""
+        # Ray drives a generator by `send`, which `yield from` would hand down to an array.
+        for clip in self.sampler.heldout(part, parts, state):  # noqa: UP028
+            yield clip

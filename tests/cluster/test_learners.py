@@ -1,0 +1,107 @@
+"""Several learners: the weights of one, whoever resumes, and a clear end when one of them dies."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+
+from world_r1 import loop
+from world_r1.actors.cluster import Cluster, ClusterError
+from world_r1.config import Config
+from world_r1.prompts import PromptStream
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
+Make = Callable[..., Config]
+#: One trained step a video, so that each of the two micro-batches is one sum of gradients: two sums added in either order are the same
+#: to the last bit. More of them agree to rounding (tests/unit/test_parallel.py).
+ONE = {"window": {"size": 1}}
+
+
+def take(config: Config, cluster: Cluster, folder: Path, start: int = 0) -> dict[int, dict[str, Any]]:
+    """Run the loop; rows by finished steps, without what a clock says."""
+    rows: dict[int, dict[str, Any]] = {}
+    hooks = loop.Hooks(rows.__setitem__, lambda scored: None, lambda step: None, lambda: "")
+    loop.run(config, cluster, PromptStream.of(config), folder, start, hooks)
+    return {step: {k: v for k, v in row.items() if not k.startswith("time/")} for step, row in rows.items()}
+
+
+def tensors(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    """Everything that a checkpoint holds, by "section/name"."""
+    files = sorted((folder / f"step-{step:06d}").glob("*.safetensors"))
+    return {f"{file.stem}/{name}": value for file in files for name, value in load_file(file).items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and len(a) > 0 and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def alone(config: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, dict[str, Any]]]:
+    """Three steps of one learner."""
+    folder = tmp_path_factory.mktemp("alone")
+    settings = config(steps=3, save_every=1, keep=9, flow=ONE)
+    with Cluster(settings) as cluster:
+        return folder, take(settings, cluster, folder)
+
+
+@pytest.fixture(scope="module")
+def two(config: Make) -> Iterator[tuple[Config, Cluster]]:
+    settings = config(steps=3, save_every=1, keep=9, flow=ONE, cluster={"learners": 2})
+    with Cluster(settings) as cluster:
+        yield settings, cluster
+
+
+def test_two_learners_end_with_the_weights_of_one(
+    two: tuple[Config, Cluster], alone: tuple[Path, dict[int, dict[str, Any]]], tmp_path: Path
+) -> None:
+    rows = take(*two, tmp_path)
+    assert rows == alone[1]
+    assert same(tensors(tmp_path, 3), tensors(alone[0], 3))
+    states = ray.get([actor.publish.remote() for actor in two[1].learners.actors])  # type: ignore[union-attr]
+    assert all((states[0].state[name] == value).all() for name, value in states[1].state.items())
+    assert any(value.any() for name, value in states[0].state.items() if "lora_B" in name)
+
+
+def test_a_run_goes_on_with_another_number_of_learners(
+    two: tuple[Config, Cluster], alone: tuple[Path, dict[int, dict[str, Any]]], tmp_path: Path
+) -> None:
+    settings, cluster = two
+    shutil.copytree(alone[0] / "step-000001", tmp_path / "step-000001")
+    assert cluster.restore(tmp_path / "step-000001") == 1  # written by one learner
+    assert take(settings, cluster, tmp_path, start=1) == {step: alone[1][step] for step in (2, 3)}
+    assert same(tensors(tmp_path, 3), tensors(alone[0], 3))
+
+
+def test_videos_are_evaluated_by_all_learners(two: tuple[Config, Cluster], tmp_path: Path) -> None:
+    reports: list[tuple[int, int]] = []
+    result = two[1].evaluate(tmp_path, "average", lambda *amounts: reports.append(amounts))
+    assert reports[-1] == (2, 2)
+    assert result
+
+
+@pytest.mark.slow
+def test_learners_apart_from_samplers(config: Make, alone: tuple[Path, dict[int, dict[str, Any]]], tmp_path: Path) -> None:
+    settings = config(steps=2, save_every=1, keep=9, flow=ONE, cluster={"learners": 2, "mode": "disaggregated", "samplers": 1})
+    with Cluster(settings) as cluster:
+        rows = take(settings, cluster, tmp_path)
+    assert rows == {step: alone[1][step] for step in (1, 2)}
+    assert same(tensors(tmp_path, 2), tensors(alone[0], 2))
+
+
+def test_a_learner_that_dies_ends_the_run_and_says_so(two: tuple[Config, Cluster], tmp_path: Path) -> None:
+    """The last test of the module's cluster. The saved state goes on with any number of learners (above)."""
+    settings, cluster = two
+    cluster.save(tmp_path, 1)
+    scored = cluster.rollout(1, PromptStream.of(settings).at(1))
+    assert cluster.learners is not None
+    ray.kill(cluster.learners.actors[1])
+    with pytest.raises(ClusterError, match=r"the policy update, learner 1 of 2: .* died .*--resume"):
+        cluster.update(scored, {name: 1.0 for group in scored.groups for name in group.rollouts})
+    assert (tmp_path / "step-000001" / "state.json").is_file()

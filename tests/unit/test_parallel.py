@@ -1,0 +1,146 @@
+"""Processes that learn together: whose micro-batches are whose, what they exchange, and that their number changes nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unit.test_update import Toy, _advantages, _config, _step
+from world_r1.algorithms import Loss
+from world_r1.parallel import Processes, Team
+from world_r1.update import Trainer
+
+
+class Threads(Team):
+    """A team of threads: every call waits for the others, as a collective does."""
+
+    def __init__(self, rank: int, size: int, shared: dict[str, Any]) -> None:
+        self.rank, self.size, self.shared = rank, size, shared
+
+    def exchange(self, value: Any) -> list[Any]:
+        self.shared["slots"][self.rank] = value
+        self.shared["barrier"].wait()
+        found = list(self.shared["slots"])
+        self.shared["barrier"].wait()
+        return found
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        parameters = list(parameters)
+        gradients = self.exchange([None if p.grad is None else p.grad.clone() for p in parameters])
+        for i, parameter in enumerate(parameters):
+            present = [one[i] for one in gradients if one[i] is not None]
+            parameter.grad = sum(present) if present else None
+
+
+def together(size: int, work: Callable[[Team], Any]) -> list[Any]:
+    """`work` in as many threads, with a team each; raises what one of them raised."""
+    shared: dict[str, Any] = {"slots": [None] * size, "barrier": threading.Barrier(size, timeout=60)}
+    found: list[Any] = [None] * size
+
+    def one(rank: int) -> None:
+        try:
+            found[rank] = work(Threads(rank, size, shared))
+        except BaseException as error:
+            found[rank] = error
+            shared["barrier"].abort()
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for value in found:
+        if isinstance(value, BaseException):
+            raise value
+    return found
+
+
+def learned(size: int, rollouts: Sequence[Any], values: dict[str, Any], **sections: Any) -> list[tuple[Any, dict[str, float]]]:
+    """(weights, metrics) of every process after two optimizer steps of SGD on its share of the batch."""
+    config = _config(optimizer={"micro_batch": 2, "learning_rate": 0.01, "grad_clip": 1e-3}, algorithm={"updates": 2}, **sections)
+
+    def work(team: Team) -> tuple[Any, dict[str, float]]:
+        policy: Any = Toy()
+        trainer = Trainer(config, policy, team)
+        trainer.optimizer = torch.optim.SGD(policy.named_parameters().values(), lr=0.01)
+        order = [rollout.id for rollout in rollouts if values[rollout.id] is not None]
+        own = set(trainer.own(order))
+        metrics = trainer.learn(order, {r.id: r for r in rollouts if r.id in own}, values)
+        return policy.state(), metrics
+
+    return together(size, work)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_any_number_of_processes_learns_the_same(size: int) -> None:
+    """Seven videos in micro-batches of two, the last of one; of five processes one has nothing to do. Clipping is of the whole gradient."""
+    rollouts = _step(_config(), Toy())
+    values = {**_advantages(rollouts), rollouts[2].id: None}
+    ((expected, metrics),) = learned(1, rollouts, values)
+    found = learned(size, rollouts, values)
+    assert metrics["grad_norm"] > 1e-3
+    for state, others in found:
+        np.testing.assert_allclose(state["weight"], expected["weight"], rtol=1e-5, atol=1e-8)
+        assert np.array_equal(state["weight"], found[0][0]["weight"])
+        assert others == found[0][1]
+        assert others.keys() == metrics.keys()
+        assert others == pytest.approx(metrics, rel=1e-4, abs=1e-6)
+
+
+def test_a_loss_that_is_not_finite_in_one_process_is_refused_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    from world_r1.algorithms import FlowGRPO
+
+    rollouts = _step(_config(), Toy())
+    losses = FlowGRPO.losses
+    seeds = {rollouts[2].seed}
+
+    def broken(self: Any, policy: Any, batch: Any) -> Any:
+        for loss in losses(self, policy, batch):
+            yield Loss(loss.value * float("nan"), loss.metrics) if seeds & set(batch.seeds) else loss
+
+    monkeypatch.setattr(FlowGRPO, "losses", broken)
+    for state, metrics in learned(2, rollouts, _advantages(rollouts)):
+        assert np.array_equal(state["weight"], Toy().state()["weight"])
+        assert metrics["updates_refused"] == 2.0
+
+
+def test_micro_batches_are_dealt_once_each() -> None:
+    batches = ["a", "b", "c", "d", "e"]
+    shared: dict[str, Any] = {}
+    dealt = [Threads(rank, 2, shared).mine(batches) for rank in range(2)]
+    assert dealt == [[(0, "a"), (2, "c"), (4, "e")], [(1, "b"), (3, "d")]]
+    assert Team().mine(batches) == list(enumerate(batches))
+    assert Team().exchange({"a": 1}) == [{"a": 1}]
+
+
+def _process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    team = Processes(rank, 2, torch.distributed.FileStore(f"{folder}/store", 2))
+    parameters = [torch.nn.Parameter(torch.zeros(3, 2)) for _ in range(3)]
+    if rank == 0:
+        parameters[0].grad = torch.full((3, 2), 1.5)
+    parameters[1].grad = torch.full((3, 2), float(rank + 1))
+    team.sum_gradients(parameters)
+    found = team.exchange({"rank": rank, "text": "x" * (1 + 40 * rank), "number": 0.1 + rank})
+    torch.save([found, [None if p.grad is None else p.grad for p in parameters]], f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_exchange_values_and_add_gradients(tmp_path: Path) -> None:
+    """Two real processes over gloo: a gradient that one lacks, and one that nobody has."""
+    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
+    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert one[0] == two[0] == [{"rank": 0, "text": "x", "number": 0.1}, {"rank": 1, "text": "x" * 41, "number": 1.1}]
+    for _, (first, second, third) in (one, two):
+        assert torch.equal(first, torch.full((3, 2), 1.5))
+        assert torch.equal(second, torch.full((3, 2), 3.0))
+        assert third is None
+    with pytest.raises(ValueError, match=r"a rank is in 0\.\.1, got 2"):
+        Processes(2, 2, torch.distributed.FileStore(str(tmp_path / "other"), 2))

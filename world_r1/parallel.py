@@ -1,0 +1,92 @@
+"""Several processes that learn together: who takes which micro-batch, and what they tell each other.
+
+Every process holds all trained weights and the whole optimizer; a step's micro-batches are dealt to them, gradients are added up, and all
+take the same step. Micro-batches are the same ones at any number of processes, so that the number changes nothing but the order of a sum.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+#: How long one process waits for another in a call: it may sample for a long time before it comes. That it died is noticed at once.
+PATIENCE = timedelta(hours=2)
+#: Elements of gradients that are added up at a time.
+BUCKET = 2**26
+
+
+class Team:
+    """A process that learns alone: the whole of every batch is its own."""
+
+    rank, size = 0, 1
+
+    def mine(self, batches: Sequence[T]) -> list[tuple[int, T]]:
+        """The micro-batches of this process, with their numbers: every `size`-th one."""
+        return list(enumerate(batches))[self.rank :: self.size]
+
+    def exchange(self, value: Any) -> list[Any]:
+        """What every process gives, in the order of ranks; a JSON value. A call that all processes make."""
+        return [value]
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Replace every gradient by its sum over the processes. A call that all processes make."""
+
+
+class Processes(Team):
+    """This process among others, connected through a store that all of them see."""
+
+    def __init__(self, rank: int, size: int, store: dist.Store, backend: str = "gloo") -> None:
+        """Waits for the others. `backend` adds gradients up: "nccl" needs a GPU for each process, "gloo" goes through the CPU."""
+        if not 0 <= rank < size:
+            raise ValueError(f"a rank is in 0..{size - 1}, got {rank}")
+        self.rank, self.size, self.backend = rank, size, backend
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        self.gradients: Any = dist.new_group(backend="nccl", timeout=PATIENCE) if backend == "nccl" else dist.group.WORLD
+
+    def exchange(self, value: Any) -> list[Any]:
+        """As bytes of JSON: what comes from another process is data and nothing that could run."""
+        own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        length = torch.tensor([len(own)])
+        lengths = [torch.zeros_like(length) for _ in range(self.size)]
+        dist.all_gather(lengths, length)
+        longest = max(int(one) for one in lengths)
+        padded = torch.nn.functional.pad(own, (0, longest - len(own)))
+        gathered = [torch.zeros_like(padded) for _ in range(self.size)]
+        dist.all_gather(gathered, padded)
+        return [json.loads(bytes(one[: int(n)].tolist())) for one, n in zip(gathered, lengths, strict=True)]
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """In few calls; a parameter that has a gradient in any process gets one in all, and stays without if it has none in any."""
+        parameters = list(parameters)
+        present = self.exchange("".join("1" if parameter.grad is not None else "0" for parameter in parameters))
+        trained = [parameter for i, parameter in enumerate(parameters) if any(one[i] == "1" for one in present)]
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        for bucket in _buckets(trained):
+            gradients: list[torch.Tensor] = [parameter.grad for parameter in bucket if parameter.grad is not None]
+            flat = torch.cat([gradient.flatten().float() for gradient in gradients])
+            summed = flat if self.backend == "nccl" else flat.cpu()
+            dist.all_reduce(summed, group=self.gradients)
+            parts = summed.to(flat.device).split([gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(parameters: Sequence[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
+    buckets: list[list[torch.nn.Parameter]] = []
+    filled = BUCKET
+    for parameter in parameters:
+        if filled + parameter.numel() > BUCKET:
+            buckets.append([])
+            filled = 0
+        buckets[-1].append(parameter)
+        filled += parameter.numel()
+    return buckets
