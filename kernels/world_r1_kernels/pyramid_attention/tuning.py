@@ -82,7 +82,7 @@ FORWARD_CANDIDATES = tuple(
         (128, 64, 64, 8, 3, False, False, True),
         (128, 64, 128, 4, 2, False, True, False),
         (128, 128, 64, 8, 2, False, False, True),
-        (128, 64, 128, 8, 4, False, False, True),
+        (128, 64, 64, 8, 4, False, False, True),
         (128, 128, 128, 8, 2, False, True, True),
         (64, 64, 64, 4, 2, False, False, True),
         (64, 128, 128, 4, 2, False, False, True),
