@@ -18,6 +18,7 @@ def register(app: typer.Typer, bench_app: typer.Typer) -> None:
     """Add the commands to the program."""
     app.command("plan")(plan)
     bench_app.command("step")(bench_step)
+    bench_app.command("scale")(bench_scale)
 
 
 def plan(
@@ -72,6 +73,32 @@ def bench_step(
     show(found if as_json else bench.table(found), as_json)
     if not as_json:
         show(bench.bars(found), False)
+
+
+def bench_scale(
+    model: Annotated[str, typer.Option("--model", "-m", help="Hub id of a known architecture; its weights are random.")] = (
+        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    ),
+    learners: Annotated[str, typer.Option("--learners", help="Comma-separated numbers of learners, one GPU each.")] = "1,2",
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny model and video: shows that it runs, on a CPU.")] = False,
+    frames: Annotated[int, typer.Option("--frames", min=5, help="Frames of a 480x832 video (1 + 4k).")] = 33,
+    group_size: Annotated[int, typer.Option("--group-size", min=2, help="Videos in a group; as many groups as most learners.")] = 2,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps, after one that warms up.")] = 1,
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the blocks (a minute at the start).")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="JSON, rewritten after every number.")] = Path(
+        "bench_scale.json"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Videos an hour by the number of learners, through the cluster that training uses; figures are of random weights."""
+    from world_r1 import bench_scale as bench
+    from world_r1.inspection import show
+
+    if not all(part.strip().isdigit() for part in learners.split(",")):
+        raise ValueError(f"--learners is a comma-separated list of numbers such as 1,2; got {learners!r}")
+    counts = [int(part) for part in learners.split(",")]
+    found = bench.run(model, counts, quick=quick, frames=frames, group_size=group_size, steps=steps, compiled=compiled, out=out)
+    show(found if as_json else bench.table(found), as_json)
 
 
 def dry_run(config: Config) -> None:

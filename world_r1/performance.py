@@ -64,7 +64,8 @@ the section `costs` of the JSON above instead of the shipped constants. A full m
 a step's micro-batches are the same at any N and are dealt to the processes, their gradients are added up (NCCL where every process
 has a GPU, else gloo), and all take the same optimizer step. On a CPU two learners end with the weights of one, to the last bit where
 each has one sum of gradients to give and to rounding elsewhere; a run resumes with another number; one that dies ends the run with a
-message (tests/cluster/test_learners.py, tests/unit/test_parallel.py). It has not run on GPUs yet, nor has NCCL.
+message (tests/cluster/test_learners.py, tests/unit/test_parallel.py). `world-r1 bench scale --learners 1,2 --out FILE` gives videos
+an hour by their number. None of this has run on GPUs yet, NCCL included.
 
 Not built: FSDP2 and sequence parallelism (every learner holds the whole base), spatial tiles in the decoder (chunks bound the memory).
 """

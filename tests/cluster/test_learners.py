@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,13 +13,14 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from world_r1 import loop
+from world_r1 import bench_scale, loop
 from world_r1.actors.cluster import Cluster, ClusterError
 from world_r1.config import Config
 from world_r1.prompts import PromptStream
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
 Make = Callable[..., Config]
+WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 #: One trained step a video, so that each of the two micro-batches is one sum of gradients: two sums added in either order are the same
 #: to the last bit. More of them agree to rounding (tests/unit/test_parallel.py).
 ONE = {"window": {"size": 1}}
@@ -93,6 +95,18 @@ def test_learners_apart_from_samplers(config: Make, alone: tuple[Path, dict[int,
         rows = take(settings, cluster, tmp_path)
     assert rows == {step: alone[1][step] for step in (1, 2)}
     assert same(tensors(tmp_path, 2), tensors(alone[0], 2))
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_scaling_learns_with_every_number(tmp_path: Path) -> None:
+    found = bench_scale.run(WAN, [1, 2], quick=True, out=tmp_path / "scale.json")
+    one, two = found["rows"]
+    assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4), (one, two)
+    assert found["videos a step"] == 4
+    assert [line["learners"] for line in bench_scale.table(found)] == [1, 2]
+    assert json.loads((tmp_path / "scale.json").read_text())["rows"] == found["rows"]
+    with pytest.raises(ValueError, match=r"divide the largest"):
+        bench_scale.run(WAN, [2, 3], quick=True)
 
 
 def test_a_learner_that_dies_ends_the_run_and_says_so(two: tuple[Config, Cluster], tmp_path: Path) -> None:
