@@ -20,6 +20,8 @@ MIN_TEXTURE = 0.04
 #: An observation is an inlier within this many working pixels plus a share of its displacement: flow errs in proportion to what it
 #: bridges, and a fixed limit would make small camera moves look more rigid than large ones.
 INLIER, INLIER_SHARE = 0.35, 0.03
+#: Side of the neighbourhood, in grid points, over which residuals are averaged, and how many limits a single one may weigh.
+NEIGHBOURS, OUTLIER = 5, 6.0
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Estimate:
     poses: np.ndarray  #: [F, 4, 4] camera-to-world, frame 0 at the identity
     K: np.ndarray  #: [3, 3] pixels of the working size
     depth: np.ndarray  #: [A, h, w] z-depth of the keyframes at the grid points, > 0
-    residual: np.ndarray  #: [A, F, h, w] distance of induced and measured displacement, working pixels
+    residual: np.ndarray  #: [A, F, h, w, 2] induced minus measured displacement, working pixels
     scores: Mapping[str, float]  #: correlation, photometric, exposure: see `_render.Agreement`
     pair_correlation: np.ndarray  #: [A, F] correlation by pair
     translation_share: float
@@ -111,7 +113,7 @@ def assemble(clip: Clip, view: View, found: Estimate) -> Geometry:
     tracks, (height, width) = view.tracks, view.grey.shape[1:]
     seen, used = tracks.mask, np.maximum(1, tracks.used.sum(1))[:, None, None]
     count = max(1.0, float(seen.sum()))
-    residual, depth = found.residual, found.depth
+    residual, depth = np.linalg.norm(found.residual, axis=-1), found.depth
     moved = np.linalg.norm(tracks.target, axis=-1)
     limit = INLIER + INLIER_SHARE * moved
     good, fit = seen * (residual < limit), seen / (1 + (residual / limit) ** 2)
@@ -127,6 +129,7 @@ def assemble(clip: Clip, view: View, found: Estimate) -> Geometry:
         K=found.K, size=(height, width), frames=view.frames, keys=view.frames[view.keys],
         depth=depth, grid=view.points + 0.5, confidence=confidence,
         rigidity=float(fit.sum() / count), firmness=float((fit * sure).sum() / max((seen * sure).sum(), 1e-3)),
+        unison=_unison(found.residual, limit, seen * sure),
         inliers=float(good.sum() / count), residual=float((np.minimum(residual, 3.0) * seen).sum() / count),
         coverage=float(tracks.coverage[tracks.used].mean()), link=tracks.link,
         motion=float((moved * seen).sum() / count) / width,
@@ -140,6 +143,22 @@ def assemble(clip: Clip, view: View, found: Estimate) -> Geometry:
         points=points, colours=colours, focal_shift=found.focal_shift,
         pairs=tracks.used, scene_depth=float(np.median(depth[len(depth) // 2])),
     )  # fmt: skip
+
+
+def _unison(residual: np.ndarray, limit: np.ndarray, weight: np.ndarray) -> float:
+    """Mean over the observations of 1 / (1 + (r / limit)^2) for r the weighted mean residual of a neighbourhood.
+
+    The flow's errors differ from point to point and cancel; what moves by itself, or changes its shape, errs in unison. Single
+    residuals count up to `OUTLIER` limits, so that one wrong point does not speak for its neighbours.
+    """
+    size = np.linalg.norm(residual, axis=-1)
+    bounded = residual * np.minimum(1.0, OUTLIER * limit / np.maximum(size, 1e-6))[..., None]
+    stacked = np.concatenate([bounded * weight[..., None], weight[..., None]], -1).astype(np.float32)
+    side = (NEIGHBOURS, NEIGHBOURS)
+    sums = np.stack([cv2.boxFilter(x, -1, side, borderType=cv2.BORDER_CONSTANT) for x in stacked.reshape(-1, *stacked.shape[2:])])
+    common = np.linalg.norm(sums[..., :2], axis=-1) / np.maximum(sums[..., 2], 1e-6)
+    fit = weight / (1 + (common.reshape(weight.shape) / limit) ** 2)
+    return float(fit.sum() / max(weight.sum(), 1e-3))
 
 
 def interpolate(poses: np.ndarray, frames: np.ndarray, count: int) -> np.ndarray:

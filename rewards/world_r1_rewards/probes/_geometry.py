@@ -32,6 +32,8 @@ class Geometry:
     rigidity: float
     #: The same with observations weighted by texture: where there is none, flow and its residual say little. 0..1.
     firmness: float
+    #: `firmness` of residuals averaged over a neighbourhood: errors of flow cancel there, what moves by itself does not. 0..1.
+    unison: float
     #: Share of the checked observations within half a working pixel of the reconstruction, 0..1.
     inliers: float
     #: Mean robust residual in working pixels.

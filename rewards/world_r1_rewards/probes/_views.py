@@ -116,8 +116,7 @@ def _estimate(
     height, width = view.grey.shape[1:]
     tracks, centre = view.tracks, np.array([width / 2, height / 2], np.float32)
     base = view.points + 0.5
-    residual = np.linalg.norm(induced - base - tracks.target, axis=-1)
-    residual = np.where(ahead, residual, 1e3).astype(np.float32)
+    residual = np.where(ahead[..., None], induced - base - tracks.target, 1e3).astype(np.float32)
     tensor = lambda x: torch.from_numpy(np.ascontiguousarray(x))[None]  # noqa: E731
     found = _render.compare(
         frames=tensor(view.grey).float() / 255,

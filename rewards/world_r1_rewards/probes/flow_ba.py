@@ -80,8 +80,7 @@ class FlowBA(Probe):
         problem, frames, used = _batch(views, self.device)
         state, _ = _lm.adjust(problem, self.settings.iterations)
         p = _lm.project(problem, state)
-        rx, ry = _lm.residuals(problem, p)
-        error = (rx * rx + ry * ry).sqrt()
+        error = torch.stack(_lm.residuals(problem, p), -1)
         agreement = _render.agreement(frames, problem, p, used)
         shares = _translation_share(problem, state, p)
         outputs: list[Geometry | Exception] = []
@@ -130,7 +129,7 @@ def _estimate(view: View, state: _lm.State, error: torch.Tensor, found: _render.
         poses=_poses(state),
         K=np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]], np.float32),
         depth=np.exp(-state.z.numpy()).astype(np.float32),
-        residual=error.numpy().reshape(view.tracks.mask.shape),
+        residual=error.numpy().reshape(view.tracks.target.shape),
         scores=found.numbers(),
         pair_correlation=found.pairs.numpy(),
         translation_share=share,

@@ -12,10 +12,12 @@ from world_r1_rewards.scores._command import motion_gate, ramp
 
 #: On perfect renders each measurement falls by this much a share of the width that the picture moves (fitted on 18 scenes at five
 #: amplitudes): added back, up to a motion of `LONGEST`, so that the score says nothing about how far the camera goes.
-CORRELATION_SLOPE, FIRMNESS_SLOPE, COVERAGE_SLOPE, LINK_SLOPE = 1.5, 1.3, 2.5, 3.0
+CORRELATION_SLOPE, UNISON_SLOPE, COVERAGE_SLOPE, LINK_SLOPE = 1.5, 0.6, 2.5, 3.0
 LONGEST = 0.06
 #: Patch correlation that counts as no likeness, and as likeness in full (plain patches correlate with nothing, not even themselves).
 UNLIKE, ALIKE = 0.3, 0.95
+#: Fit of the flow's common motion that counts as no rigidity (half: off by the whole limit everywhere), and as rigidity in full.
+LOOSE, RIGID = 0.5, 0.95
 #: Light: steady up to the first (standard deviations of the picture), half the credit lost at the second beyond it.
 STEADY, UNSTEADY = 0.03, 0.3
 #: Detour of unused frames (in units of their way) that is none, and that means another order.
@@ -29,10 +31,10 @@ FLATNESS = 0.7
 class Consistency(Reward):
     """How well one rigid, steadily lit, solid world explains the clip, in [0, 1], whatever the size of the camera's move.
 
-    Mean of `appearance` (patch correlation of re-rendered keyframes) and `rigidity` (fit of flow, weighted by texture, times coverage),
-    both compensated for the measured motion; times `link` (0 across a cut), `order` (frames in order), `light` (brightness and contrast
-    stay), `solid` (what translation moves has depth) and `motion` (0 for a frozen clip when the prompt commands motion, 1 when it asks
-    for a fixed camera). Parts are these factors.
+    Mean of `appearance` (patch correlation of re-rendered keyframes) and `rigidity` (fit of what neighbouring points of the flow have
+    in common, weighted by texture, times coverage), both compensated for the measured motion; times `link` (0 across a cut), `order`
+    (frames in order), `light` (brightness and contrast stay), `solid` (what translation moves has depth) and `motion` (0 for a frozen
+    clip when the prompt commands motion, 1 when it asks for a fixed camera). Parts are these factors.
     """
 
     name, needs = "consistency", ("geometry",)
@@ -51,7 +53,7 @@ class Consistency(Reward):
         }
         appearance = ramp(geometry.correlation + CORRELATION_SLOPE * moved, UNLIKE, ALIKE)
         covered = min(1.0, (geometry.coverage + COVERAGE_SLOPE * moved) / 0.95)
-        rigidity = min(1.0, geometry.firmness + FIRMNESS_SLOPE * moved) * covered
+        rigidity = ramp(geometry.unison + UNISON_SLOPE * moved, LOOSE, RIGID) * covered
         value = 0.5 * (appearance + rigidity)
         for factor in factors.values():
             value *= factor
