@@ -9,7 +9,8 @@ pytest.importorskip("triton")
 
 from world_r1_kernels.pyramid_attention import PyramidConfig, make_plan, triton_select
 from world_r1_kernels.pyramid_attention import operator as ops
-from world_r1_kernels.pyramid_attention.select import block_tokens, importance, longest_prefix
+from world_r1_kernels.pyramid_attention.allocate import block_tokens, longest_prefix
+from world_r1_kernels.pyramid_attention.select import importance
 
 pytestmark = pytest.mark.skipif(not ops.interpreted(), reason="needs TRITON_INTERPRET=1, set where no GPU is")
 

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from world_r1_kernels.bench.attention import inputs, settings_of, timed
 from world_r1_kernels.bench.shapes import Shape
 from world_r1_kernels.bench.steps import Steps
-from world_r1_kernels.pyramid_attention import Plan, PyramidConfig, launch, make_plan, pyramid_attention, tuning
+from world_r1_kernels.pyramid_attention import Plan, PyramidConfig, launch, launch_backward, make_plan, pyramid_attention, tuning
 
 
 def rests_for(density: float) -> tuple[int, ...]:
@@ -209,15 +209,15 @@ def parts(
         note(name, lambda phase=phase: launch.attend(q, k, v, plan, pyramid, listed, out, lse, scale, settings, g, (phase,)))  # type: ignore[misc]
     launch.attend(q, k, v, plan, pyramid, listed, out, lse, scale, settings, g)
     backward = tuning.backward_settings(device, width)
-    work = launch.prepare_backward(q, k, v, out, lse, grad, None, plan, scale, backward, False)
-    pooled = launch.grad_pooled(work)
+    work = launch_backward.prepare_backward(q, k, v, out, lse, grad, None, plan, scale, backward, False)
+    pooled = launch_backward.grad_pooled(work)
     note(
         "backward: delta, pool, list",
-        lambda: launch.prepare_backward(q, k, v, out, lse, grad, None, plan, scale, backward, False),
+        lambda: launch_backward.prepare_backward(q, k, v, out, lse, grad, None, plan, scale, backward, False),
     )
-    note("backward: dq", lambda: launch.grad_q(work))
-    note("backward: pooled", lambda: launch.grad_pooled(work))
-    note("backward: dk, dv", lambda: launch.grad_kv(work, pooled))
+    note("backward: dq", lambda: launch_backward.grad_q(work))
+    note("backward: pooled", lambda: launch_backward.grad_pooled(work))
+    note("backward: dk, dv", lambda: launch_backward.grad_kv(work, pooled))
 
 
 def _flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan) -> float:

@@ -22,7 +22,7 @@ import torch
 
 from world_r1_kernels.bench.shapes import Shape
 from world_r1_kernels.bench.steps import Steps
-from world_r1_kernels.pyramid_attention import PyramidConfig, launch, make_plan, operator, tuning
+from world_r1_kernels.pyramid_attention import PyramidConfig, launch, launch_backward, make_plan, operator, tuning
 
 #: A candidate that compiles and checks for longer than this is out.
 TIME_LIMIT = 150
@@ -208,14 +208,14 @@ def prepare(kind: str, settings: dict[str, Any], shape: Shape) -> tuple[float, C
     else:
         forward = tuning.forward_settings(device, shape.width)
         backward = replace(tuning.backward_settings(device, shape.width), **settings)
-        work = launch.prepare_backward(
+        work = launch_backward.prepare_backward(
             q, k, v, *launch.forward(q, k, v, plan, scale, forward, False), grad, None, plan, scale, backward, False
         )
-        pooled = launch.grad_pooled(work)
+        pooled = launch_backward.grad_pooled(work)
         parts: dict[str, Callable[[], Any]] = {
-            "dq": lambda: launch.grad_q(work),
-            "dkv": lambda: launch.grad_kv(work, pooled),
-            "pooled": lambda: launch.grad_pooled(work),
+            "dq": lambda: launch_backward.grad_q(work),
+            "dkv": lambda: launch_backward.grad_kv(work, pooled),
+            "pooled": lambda: launch_backward.grad_pooled(work),
         }
         call = parts[kind]
     call()

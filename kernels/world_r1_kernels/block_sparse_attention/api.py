@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from world_r1_kernels.pyramid_attention.allocate import block_tokens
 from world_r1_kernels.pyramid_attention.api import pyramid_attention
 from world_r1_kernels.pyramid_attention.plan import Plan
-from world_r1_kernels.pyramid_attention.select import block_tokens, importance
+from world_r1_kernels.pyramid_attention.select import importance
 
 
 def mask_plan(

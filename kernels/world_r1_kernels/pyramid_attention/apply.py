@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from world_r1_kernels.order import KINDS
-from world_r1_kernels.pyramid_attention import cogvideox, wan
 from world_r1_kernels.pyramid_attention.cogvideox import CogVideoXPyramidAttention
 from world_r1_kernels.pyramid_attention.select import PyramidConfig
-from world_r1_kernels.pyramid_attention.video import PyramidAttention
+from world_r1_kernels.pyramid_attention.video import LayerProcessor, PyramidAttention
 from world_r1_kernels.pyramid_attention.wan import WanPyramidAttention
-
-PROCESSORS = (wan.Processor, cogvideox.Processor)
 
 
 def apply_pyramid_attention(
@@ -44,7 +41,7 @@ def apply_pyramid_attention(
     layers = len(blocks)
     if any(not -layers <= layer < layers for layer in dense_layers):
         raise ValueError(f"dense_layers must be within the {layers} layers, got {tuple(dense_layers)}")
-    if any(isinstance(block.attn1.processor, PROCESSORS) for block in blocks):
+    if any(isinstance(block.attn1.processor, LayerProcessor) for block in blocks):
         raise ValueError("this transformer has pyramid attention already; remove() it first")
     config = config or PyramidConfig()
     if config.causal or config.dense:

@@ -14,6 +14,7 @@ import torch
 
 from world_r1_kernels.pyramid_attention.video import (
     Call,
+    LayerProcessor,
     PyramidAttention,
     project,
     rotate,
@@ -81,12 +82,8 @@ class CogVideoXPyramidAttention(PyramidAttention):
         return self._current
 
 
-class Processor:
+class Processor(LayerProcessor):
     """Attention processor of one layer."""
-
-    def __init__(self, owner: CogVideoXPyramidAttention, layer: int) -> None:
-        self.owner = owner
-        self.layer = layer
 
     def __call__(
         self,
@@ -106,6 +103,5 @@ class Processor:
         if image_rotary_emb is not None:
             cos, sin = (table[None, :, None, ::2] for table in image_rotary_emb)
             q, k = (torch.cat([rotate(x[:, :video], cos, sin), x[:, video:]], 1) for x in (q, k))
-        out = self.owner.attend(pyramid_call, self.layer, q.type_as(v), k.type_as(v), v, text)
-        out = attn.to_out[1](attn.to_out[0](out.flatten(2)))
+        out = self.attend(attn, pyramid_call, q, k, v, text)
         return out[:, :video], out[:, video:]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import library
 
-from world_r1_kernels.pyramid_attention import launch
+from world_r1_kernels.pyramid_attention import launch, launch_backward
 from world_r1_kernels.pyramid_attention.plan import Plan
 from world_r1_kernels.pyramid_attention.tuning import backward_settings, forward_settings
 
@@ -84,7 +84,7 @@ def _attend_backward(
     plan = _plan(q, k, levels.contiguous(), lengths, bnhd, block, rest, sizes, has_rest, everywhere, correction, causal)
     settings = backward_settings(q.device, q.shape[-1]).for_block(block)
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
-    return launch.backward(q, k, v, out, lse, grad_out, grad_lse, plan, scale, settings, bnhd)
+    return launch_backward.backward(q, k, v, out, lse, grad_out, grad_lse, plan, scale, settings, bnhd)
 
 
 @_attend_backward.register_fake

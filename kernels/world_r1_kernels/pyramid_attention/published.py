@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 import torch
 
+from world_r1_kernels.pyramid_attention.allocate import block_tokens, rank_of
 from world_r1_kernels.pyramid_attention.plan import PYRAMID, Plan, blocks
 from world_r1_kernels.pyramid_attention.reference import pool
-from world_r1_kernels.pyramid_attention.select import _rank, block_tokens
 
 #: Share of blocks at each level of the PSA paper's default allocation for video (levels 1/2/4/8 up to .10/.15/.15/.35; the rest dropped).
 PAPER_SHARES: dict[int, float] = {1: 0.10, 2: 0.05, 8: 0.20}
@@ -57,7 +57,7 @@ def paper_psa(
     No variance correction. Shares of (1: .05, 2: .04, 4: .06, 8: .12) make a density of about .10.
     """
     shares = PAPER_SHARES if shares is None else shares
-    rank = _rank(sampled_importance(q, k, block, seed, normalised=normalised))
+    rank = rank_of(sampled_importance(q, k, block, seed, normalised=normalised))
     levels, start = torch.zeros_like(rank), 0.0
     for level in sorted(shares):
         first, last = (round(x * rank.shape[-1]) for x in (start, start + shares[level]))
@@ -83,7 +83,7 @@ def asa(
     published. The global tokens' cost comes out of `density`.
     """
     score = sampled_importance(q, k, block, seed, normalised=False)
-    rank = _rank(score)
+    rank = rank_of(score)
     ordered = torch.sort(score, dim=-1, descending=True, stable=True).values
     before = (ordered.cumsum(-1) - ordered).gather(-1, rank)
     limit = max(1, round((density - (1 / global_group if global_group else 0)) * rank.shape[-1]))
@@ -109,7 +109,7 @@ def binary_top_k(q: torch.Tensor, k: torch.Tensor, density: float = 0.10, *, blo
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     means = pool(k.float(), block).mean.repeat_interleave(q.shape[1] // k.shape[1], 1)
     score = scale * pool(q.float(), block).mean @ means.transpose(-1, -2) + block_tokens(k.shape[2], block, k.device).log()
-    levels = _rank(score) < max(1, round(density * score.shape[-1]))
+    levels = rank_of(score) < max(1, round(density * score.shape[-1]))
     return Plan(
         levels.to(torch.uint8), q.shape[2], k.shape[2], block, block, (1,), False, False, "none", estimator_cost=0.5 / block**2
     )

@@ -16,7 +16,8 @@ import torch
 import triton
 import triton.language as tl
 
-from world_r1_kernels.pyramid_attention.triton import LOG2E, origin, row_sums
+from world_r1_kernels.pyramid_attention.triton import LOG2E, origin
+from world_r1_kernels.pyramid_attention.triton_pool import row_sums
 
 #: Copies of the first histogram, by query block: where most scores fall into a few bins, atomics on one copy wait for each other.
 COPIES = tl.constexpr(4)

@@ -127,6 +127,22 @@ class PyramidAttention(ABC):
         return float(timestep.max()) / 1000
 
 
+class LayerProcessor:
+    """Attention processor of one layer: what those of all kinds begin and end with."""
+
+    def __init__(self, owner: PyramidAttention, layer: int) -> None:
+        self.owner = owner
+        self.layer = layer
+
+    def attend(self, attn: Any, call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, text: int = 0) -> torch.Tensor:
+        """Output [B, N, C] of the layer for q, k, v [B, N, H, D].
+
+        Autocast computes norms in float32; the kernels take one dtype, that of the values.
+        """
+        out = self.owner.attend(call, self.layer, q.type_as(v), k.type_as(v), v, text)
+        return attn.to_out[1](attn.to_out[0](out.flatten(2)))
+
+
 def project(attn: Any, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Queries, keys and values [B, N, C] of a diffusers attention layer, its projections fused or not."""
     if getattr(attn, "fused_projections", False):

@@ -13,6 +13,7 @@ import torch
 
 from world_r1_kernels.pyramid_attention.video import (
     Call,
+    LayerProcessor,
     PyramidAttention,
     project,
     rotate,
@@ -80,12 +81,8 @@ class WanPyramidAttention(PyramidAttention):
         return args[3].call.order.undo(hidden, 1)
 
 
-class Processor:
+class Processor(LayerProcessor):
     """Attention processor of one layer."""
-
-    def __init__(self, owner: WanPyramidAttention, layer: int) -> None:
-        self.owner = owner
-        self.layer = layer
 
     def __call__(
         self,
@@ -102,7 +99,4 @@ class Processor:
         q, k, v = project(attn, hidden_states)
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_q(q), attn.norm_k(k), v))
         cos, sin = rotary_emb[0][..., ::2], rotary_emb[1][..., ::2]
-        # Autocast computes the norms in float32; the kernels take one dtype, that of the values.
-        q, k = (rotate(x, cos, sin).type_as(v) for x in (q, k))
-        out = self.owner.attend(rotary_emb.call, self.layer, q, k, v)
-        return attn.to_out[1](attn.to_out[0](out.flatten(2)))
+        return self.attend(attn, rotary_emb.call, rotate(q, cos, sin), rotate(k, cos, sin), v)
