@@ -72,11 +72,16 @@ def check(
 
 
 @prompts_app.command("sample")
-def sample(files: Files, count: Annotated[int, typer.Option(min=1, help="How many.")] = 100, as_json: AsJson = False) -> None:
-    """Print the fixed random prompts that readers rate: the same for the same files."""
+def sample(
+    files: Files,
+    count: Annotated[int, typer.Option("--n", "--count", min=1, help="How many.")] = 100,
+    seed: Annotated[int, typer.Option(help="Another seed, other prompts: a reading after a repair needs new ones.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """Print random prompts for a reader to rate: the same for the same files and seed."""
     from world_r1_prompts import summary
 
-    for number, record in enumerate(summary.reading_list(_records(files), count), 1):
+    for number, record in enumerate(summary.reading_list(_records(files), count, seed), 1):
         print(record.to_json() if as_json else f"{number}. [{record.id}, {record.category}/{record.subcategory}] {record.text}\n")
 
 

@@ -63,7 +63,7 @@ def _card(
         "\n## Fields\n\n`id`, `split`, `category`, `subcategory`, `kind` (rigid or dynamic), `base` (the scene), `text` (camera "
         "sentence and scene: what a model is given), `camera` (plan: steps of simultaneous moves), `source`, `licence`, "
         "`generator`, `quality` (words, camera difficulty, cosine to the nearest prompt of the split).\n\n",
-        "## Provenance and licence\n\nWritten by the grammar and the hand-made lexicons in `world_r1_prompts` (no language model, no text "
+        "## Provenance and licence\n\nWritten by the grammar and the hand-written scenes in `world_r1_prompts` (no language model, no text "
         f"of any other data set), Apache-2.0. Rebuilt by `world-r1 prompts build` from the configuration `{config.name}`, seed "
         f"{config.seed}, {config.candidates} candidates; same configuration, same files (embeddings are compared with a threshold, so "
         "another processor could in principle drop another repeat).\n\n",

@@ -21,7 +21,7 @@ import numpy as np
 
 from world_r1_prompts import balance, minhash, store
 from world_r1_prompts.config import BuildConfig, Dedup, Enhance, Words
-from world_r1_prompts.grammar import lexicon
+from world_r1_prompts.grammar import scenes
 from world_r1_prompts.grammar.compose import GENERATOR, CameraLanguage, compose
 from world_r1_prompts.grammar.shots import moves_of
 from world_r1_prompts.record import Record, from_json, to_lines
@@ -31,7 +31,7 @@ Task = Callable[[int, bytes], bytes]
 Mapper = Callable[[Task, Iterable[tuple[int, bytes]]], Iterator[tuple[int, bytes]]]
 Say = Callable[[str], None]
 #: Share of prompts chosen beyond the quota, to replace those that embeddings find to be repeats.
-_RESERVE = 0.12
+_RESERVE = 0.2
 
 
 def serially(task: Task, work: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
@@ -51,9 +51,9 @@ class Compose:
     camera: CameraLanguage
 
     def __call__(self, block: int, _: bytes) -> bytes:
-        words = lexicon.load()
+        library = scenes.load()
         span = range(block * self.block, min(self.candidates, (block + 1) * self.block))
-        return to_lines(compose(words, self.camera, self.seed, index, self.categories) for index in span).encode()
+        return to_lines(compose(library, self.camera, self.seed, index, self.categories) for index in span).encode()
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,8 @@ def _items(texts: store.Stage, wanted: np.ndarray) -> list[balance.Item]:
                 entry = json.loads(line)
                 subject = entry["source"].partition(":")[2]
                 moves = moves_of(entry["camera"]) or ("fixed",)
-                out.append(balance.Item(first + offset, entry["category"], entry["quality"]["difficulty"], subject, moves))
+                opening = " ".join(entry["base"].lower().split(maxsplit=3)[:3])
+                out.append(balance.Item(first + offset, entry["category"], entry["quality"]["difficulty"], subject, moves, opening))
         first += len(lines)
     return out
 
@@ -306,11 +307,11 @@ def _from_bytes(content: bytes) -> np.ndarray:
 
 
 def _code() -> str:
-    """A hash of the lexicons and of the grammar's code: another grammar, another set of candidates."""
+    """A hash of the scenes and of the grammar's code: another grammar, another set of candidates."""
     root = resources.files("world_r1_prompts")
     digest = hashlib.sha256()
-    for folder in ("grammar", "lexicon"):
+    for folder in ("grammar", "scenes"):
         for file in sorted((root / folder).iterdir(), key=lambda file: file.name):
-            if Path(file.name).suffix in (".py", ".yaml"):
+            if Path(file.name).suffix in (".py", ".txt"):
                 digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()

@@ -11,7 +11,7 @@ from typing import Any
 from world_r1_prompts.grammar.shots import DIFFICULTIES, difficulty_of, moves_of
 from world_r1_prompts.record import CATEGORIES, Record
 
-#: Seed of the hundred prompts that readers rate.
+#: Seed of the hundred prompts that readers rate, unless another is given.
 READING = 100
 
 
@@ -33,10 +33,10 @@ def counts(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def reading_list(records: Sequence[Record], count: int = 100) -> list[Record]:
-    """The fixed random prompts that are read and rated: the same for the same set."""
+def reading_list(records: Sequence[Record], count: int = 100, seed: int = READING) -> list[Record]:
+    """The random prompts that are read and rated: the same for the same set and seed. A new reading takes a new seed."""
     ordered = sorted(records, key=lambda record: record.id)
-    return random.Random(READING).sample(ordered, min(count, len(ordered)))
+    return random.Random(seed).sample(ordered, min(count, len(ordered)))
 
 
 def plot(path: Path, title: str, groups: Mapping[str, Mapping[str, float]]) -> None:

@@ -12,16 +12,15 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
-from world_r1_prompts import balance, checks, config, export, pipeline, record, store, summary
+from world_r1_prompts import balance, checks, config, export, pipeline, record, store
 from world_r1_prompts.config import Words
-from world_r1_prompts.grammar import compose, lexicon, shots
+from world_r1_prompts.grammar import compose, scenes, shots
 from world_r1_prompts.record import CATEGORIES, Record
 from world_r1_prompts.validate import defects
 
 from world_r1 import cli
-from world_r1.curation import Camera, enhance
+from world_r1.curation import Camera
 from world_r1.prompts import load_prompts
 
 ROOT = Path(__file__).parents[2]
@@ -37,8 +36,8 @@ def camera() -> Camera:
 
 @pytest.fixture(scope="module")
 def candidates(camera: Camera) -> list[Record]:
-    words = lexicon.load()
-    return [compose.compose(words, camera, 3, index, EVEN) for index in range(400)]
+    library = scenes.load()
+    return [compose.compose(library, camera, 3, index, EVEN) for index in range(400)]
 
 
 def small(tmp_path: Path, **changes: object) -> config.BuildConfig:
@@ -47,8 +46,8 @@ def small(tmp_path: Path, **changes: object) -> config.BuildConfig:
     counts = {"train": 60, "dynamic": 12, "test": 28}
     splits = {name: split.model_copy(update={"count": counts[name]}) for name, split in wanted.splits.items()}
     fewer = {
-        "candidates": 2200,
-        "block": 550,
+        "candidates": 3200,
+        "block": 800,
         "splits": splits,
         "tolerance": 9.0,
         "work": tmp_path / "work",
@@ -57,16 +56,13 @@ def small(tmp_path: Path, **changes: object) -> config.BuildConfig:
     return wanted.model_copy(update=fewer | changes)
 
 
-# ---------------------------------------------------------------- words
-
-
 # ---------------------------------------------------------------- composing
 
 
 def test_a_candidate_depends_on_seed_and_index_alone(camera: Camera, candidates: list[Record]) -> None:
-    words = lexicon.load()
-    assert compose.compose(words, camera, 3, 17, EVEN) == candidates[17]
-    assert compose.compose(words, camera, 4, 17, EVEN).base != candidates[17].base
+    library = scenes.load()
+    assert compose.compose(library, camera, 3, 17, EVEN) == candidates[17]
+    assert compose.compose(library, camera, 4, 17, EVEN).base != candidates[17].base
 
 
 def test_most_candidates_break_no_rule(camera: Camera, candidates: list[Record]) -> None:
@@ -76,7 +72,7 @@ def test_most_candidates_break_no_rule(camera: Camera, candidates: list[Record])
 
 def test_the_camera_fits_the_content(candidates: list[Record]) -> None:
     """What is orbited stands free, and a rigid scene never has a camera that does not move."""
-    free = {s.key for scenes in lexicon.load().scenes.values() for scene in scenes for s in scene.subjects if "orbit" in s.flags}
+    free = {subject.key for found in scenes.load().values() for subject in found if "orbit" in subject.flags}
     for found in candidates:
         moves = shots.moves_of(found.camera)
         if any(move.startswith(("orbit", "arc")) for move in moves):
@@ -174,12 +170,6 @@ def test_check_says_file_line_field_and_remedy(camera: Camera, tmp_path: Path, c
     file.write_text(good.to_json() + "\n", encoding="utf-8")
     assert cli.run(["prompts", "check", str(file)]) == 0
     assert cli.run(["prompts", "check", str(tmp_path / "none.jsonl")]) == 2
-
-
-# ---------------------------------------------------------------- near-duplicates
-
-
-# ---------------------------------------------------------------- balance
 
 
 # ---------------------------------------------------------------- builds
@@ -289,98 +279,6 @@ def test_shipped_build_configurations_are_read(path: Path) -> None:
 def test_too_few_candidates_are_an_error_that_says_so(tmp_path: Path, camera: Camera) -> None:
     with pytest.raises(ValueError, match=r"split \w+ has \d+ of \d+ prompts; raise candidates \(now 60\)"):
         pipeline.build(small(tmp_path, candidates=60, block=60), camera)
-
-
-# ---------------------------------------------------------------- rewriting, importing
-
-
-LONG = (
-    "A squat lighthouse of pale granite stands on a low islet, its iron gallery streaked with orange rust and its door painted green. "
-    "In the foreground, three wooden dinghies lie upturned on trestles, their hulls flaking in blue and white plates. To the left of "
-    "the lighthouse, a slope of yellow gorse runs down to dark boulders. Behind it, a chain of islands fades from blue to grey under a "
-    "thin band of cloud, and the water between them is flat and silver in the low evening light."
-)
-
-
-def test_rewriting_takes_what_keeps_the_rules_and_leaves_the_rest(camera: Camera, tmp_path: Path) -> None:
-    answers = iter([LONG + " It is breathtaking.", "Too short.", LONG, "no", "no", "no"])
-    records = [one(camera, source="grammar:natural/coast/lighthouse", id=f"x-{k}") for k in range(2)]
-    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text(record.to_lines(records), encoding="utf-8")
-    assert enhance(source, out, model="m", endpoint="", least=80, most=120, writer=lambda prompt, seed: next(answers)) == (1, 1)
-    first, second = record.read(out)
-    assert (first.base, first.quality["enhanced"], first.generator) == (LONG, True, "+m")
-    assert first.text == f"The camera pushes in. {LONG}"
-    assert (second.base, second.quality["enhanced"]) == (BASE, False)
-    out.write_text(out.read_text(encoding="utf-8").splitlines()[0] + '\n{"id": "x-', encoding="utf-8")  # a kill in the second line
-    answers = iter([LONG])
-    assert enhance(source, out, model="m", endpoint="", least=80, most=120, writer=lambda prompt, seed: next(answers)) == (0, 2)
-
-
-def test_rewriting_speaks_to_an_openai_compatible_endpoint(camera: Camera, tmp_path: Path) -> None:
-    import threading
-    from http.server import BaseHTTPRequestHandler, HTTPServer
-
-    asked: list[dict[str, object]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            body = json.dumps({"choices": [{"message": {"content": LONG}}]}).encode()
-            self.send_response(200 if self.path == "/v1/chat/completions" else 404)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None: ...
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text(one(camera, source="grammar:natural/coast/lighthouse").to_json() + "\n", encoding="utf-8")
-    address = f"http://127.0.0.1:{server.server_port}"
-    assert cli.run(["prompts", "enhance", str(source), "-o", str(out), "--model", "m", "--endpoint", f"{address}/v1"]) == 0
-    assert "three dinghies" in asked[0]["messages"][0]["content"]  # type: ignore[index]
-    assert record.read(out)[0].base == LONG
-    out.unlink()
-    assert cli.run(["prompts", "enhance", str(source), "-o", str(out), "--model", "m", "--endpoint", f"{address}/v2"]) == 2
-    server.shutdown()
-
-
-def test_public_text_files_become_records(tmp_path: Path, camera: Camera, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "final"
-    folder.mkdir()
-    (folder / "train.txt").write_text("Camera push in, then pan left. A red barn.\nA blue lake.\nA blue lake.\n", encoding="utf-8")
-    (folder / "dynamic.txt").write_text("Camera fixed. A dog runs.\n", encoding="utf-8")
-    out = tmp_path / "out.jsonl"
-    assert cli.run(["prompts", "import-world-r1", str(tmp_path), "-o", str(out)]) == 0
-    assert "3 records, 2 with a camera plan" in capsys.readouterr().out
-    records = {entry.id: entry for entry in record.read(out)}
-    first = records["world-r1-final-train-000001"]
-    assert (first.base, shots.moves_of(first.camera), first.kind) == ("A red barn.", ("push in", "pan left"), "rigid")
-    assert records["world-r1-final-dynamic-000001"].kind == "dynamic"
-    assert cli.run(["prompts", "import-world-r1", str(out.parent / "nowhere"), "-o", str(out)]) == 2
-
-
-def test_the_reading_list_is_fixed(candidates: list[Record]) -> None:
-    listed = summary.reading_list(candidates)
-    assert listed == summary.reading_list(list(reversed(candidates)))
-    assert len({entry.id for entry in listed}) == 100
-
-
-def test_plots_are_pictures(tmp_path: Path, candidates: list[Record]) -> None:
-    from PIL import Image
-
-    for name in summary.plots(tmp_path, {"a": candidates[:60], "b": candidates[60:100]}):
-        pixels = np.asarray(Image.open(tmp_path / name).convert("RGB"))
-        assert pixels.shape[1] == 760
-        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 10
-
-
-def test_blockworld_files_are_the_generated_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["prompts", "blockworld", "-o", str(tmp_path), "--train", "5", "--dynamic", "3", "--test", "2"]) == 0
-    for split, count in (("train", 5), ("dynamic", 3), ("test", 2)):
-        assert load_prompts(str(tmp_path / f"blockworld_{split}.jsonl")) == load_prompts(f"blockworld:{split}:{count}")
 
 
 # ---------------------------------------------------------------- the shipped set

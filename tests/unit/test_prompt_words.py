@@ -1,4 +1,4 @@
-"""The English of the prompt grammar, near-duplicates and quotas: functions that need no build."""
+"""Scenes and how they are read, near-duplicates and quotas: functions that need no build."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from collections import Counter
 import pytest
 from world_r1_prompts import balance, minhash
 from world_r1_prompts.config import Split
-from world_r1_prompts.grammar import english, lexicon
+from world_r1_prompts.grammar import english, scenes
+from world_r1_prompts.validate import CAMERA_WORDS, STOCK, UNSAFE
+
+from world_r1.curation import Camera
 
 
 @pytest.mark.parametrize(
@@ -25,58 +28,77 @@ def test_articles_follow_the_next_word(text: str, mended: str) -> None:
     assert english.articles(text) == mended
 
 
+COAST = """\
+@ rocky coast
+== lighthouse : ou
+O A lighthouse stands on an islet.
+O On an islet stands a [red|orange] lighthouse.
+d Its gallery is rusty.
+d Its door is shut.
+n In front of the islet lie two floats.
+N A keg stands in the foreground.
+f Behind the keg, a headland drops to the sea.
+F Low hills rise behind <>.
+S On the %, gorse runs down to the sea.
+s To the % of the lighthouse, a mast leans.
+w Low sun skims the water.
+w Fog hides the hills.
+"""
+
+
+def test_an_entry_is_read_with_what_each_line_presupposes() -> None:
+    (found,) = scenes.read(COAST, "natural")
+    assert (found.key, found.head, found.category, found.scene) == (
+        "natural/rocky-coast/lighthouse", "lighthouse", "natural", "rocky coast",
+    )  # fmt: skip
+    assert found.flags == {"orbit", "crane"}
+    assert len(found.openings) == 2
+    keg, hills = found.lines["far"]
+    assert keg.needs == {"keg"}
+    assert (hills.needs, hills.opens) == (frozenset(), True)
+    assert [line.needs for line in found.lines["near"]] == [{"islet"}, frozenset()]
+    assert found.lines["light"][1].needs == {"hill"}
+    rng = random.Random(0)
+    assert {scenes.fill("A [red|orange] hut.", rng) for _ in range(20)} == {"A red hut.", "An orange hut."}
+    assert scenes.fill("On the %, gorse.", rng, "left") == "On the left, gorse."
+
+
 @pytest.mark.parametrize(
-    ("phrase", "plural"),
+    ("old", "new", "says"),
     [
-        ("three dinghies", True),
-        ("a row of poplars", False),
-        ("a pair of spectacles", False),
-        ("wild garlic", False),
-        ("fronds of bracken", True),
-        ("old newspapers", True),
-        ("a carafe of water", False),
-        ("river cobbles", True),
-        ("moss", False),
-        ("its edges", True),
-        ("people", True),
-        ("poppies and clover", True),
+        ("== lighthouse : ou", "== lighthouse : ox", r"mine:2: an entry begins '== name : flags'"),
+        ("d Its door is shut.", "d Its door is shut", r"mine:6: a line is a letter"),
+        ("d Its door is shut.", "x Its door is shut.", r"mine:6: a line is a letter"),
+        ("On the %, gorse", "On the left, gorse", r"mine:11: sentences of a side"),
+        ("N A keg", "N A keg on the %", r"mine:8: sentences of a side"),
+        ("w Fog hides the hills.\n", "", r"mine:2: 'lighthouse' has too few sentences of light"),
+        ("O On an islet stands a [red|orange] lighthouse.\n", "", r"'lighthouse' has too few sentences of openings"),
     ],
 )
-def test_number_of_a_noun_phrase(phrase: str, plural: bool) -> None:
-    assert english.is_plural(phrase) is plural
+def test_a_malformed_entry_is_an_error_with_its_line(old: str, new: str, says: str) -> None:
+    assert old in COAST
+    with pytest.raises(ValueError, match=says):
+        list(scenes.read(COAST.replace(old, new), "natural", "mine"))
 
 
-@pytest.mark.parametrize(
-    ("verb", "base", "ing"),
-    [("stands", "stand", "standing"), ("lies", "lie", "lying"), ("carries", "carry", "carrying"), ("reaches", "reach", "reaching"),
-     ("sits", "sit", "sitting"), ("rises", "rise", "rising"), ("is", "are", "being"), ("shoes", "shoe", "shoeing")],
-)  # fmt: skip
-def test_forms_of_a_verb(verb: str, base: str, ing: str) -> None:
-    assert (english.plain(verb), english.participle(verb)) == (base, ing)
-
-
-def test_a_clause_is_finite_or_absolute() -> None:
-    assert english.clause("its posts ~ worn to points").finite == "its posts are worn to points"
-    assert english.clause("a gull ~ +hangs on the wind").absolute == "a gull hanging on the wind"
-    assert english.clause("two doors ~ +open and +shut").finite == "two doors open and shut"
-    assert english.clause("a cage ~ with a cloud inside").finite == "a cage has a cloud inside"
-    with pytest.raises(ValueError, match="a clause is written"):
-        english.clause("a gull hangs")
-
-
-def test_every_line_of_every_lexicon_reads_as_english() -> None:
-    """Every slot has its bank, every verb its forms: all lines can be said both ways and no mark is left over."""
-    words, rng = lexicon.load(), random.Random(0)
-    lines = [line for scenes in words.scenes.values() for scene in scenes for slot in scene.items.values() for line in slot]
-    lines += [detail for scenes in words.scenes.values() for scene in scenes for s in scene.subjects for detail in s.details]
-    lines += [line for pool in words.light.values() for line in pool if not line.startswith("@")]
-    assert len(lines) > 3000
-    for line in lines:
-        clause = words.clause(line, rng)
-        for said in (clause.finite, clause.absolute, clause.tight):
-            assert not set(said) & set("+~{}[]*/|"), said
-    pools = {name for scenes in words.scenes.values() for scene in scenes for name in scene.light}
-    assert pools <= set(words.light)
+def test_every_sentence_of_every_scene_keeps_the_rules() -> None:
+    """All sentences, said once on either side: no mark left over, no rule broken, and no command to a camera."""
+    library = scenes.load()
+    subjects = [subject for found in library.values() for subject in found]
+    assert len(subjects) > 300
+    rng, language = random.Random(0), Camera()
+    for subject in subjects:
+        lines = [line.text for found in subject.lines.values() for line in found]
+        assert len({*lines, *subject.openings}) == len(lines) + len(subject.openings), subject.key
+        for text in (*subject.openings, *lines):
+            for side in ("left", "right"):
+                said = scenes.fill(text, rng, side).replace("<>", f"the {subject.head}")
+                assert not set(said) & set("[]|%<>~+*"), said
+                assert language.read(said) is None, said
+                for pattern in (CAMERA_WORDS, STOCK, UNSAFE):
+                    assert pattern.search(said) is None, said
+        noun = max(scenes.stems(subject.head.split()[-1]), key=len)
+        assert all(noun in opening.lower() for opening in subject.openings), subject.key
 
 
 def test_minhash_estimates_jaccard() -> None:
@@ -131,5 +153,5 @@ def test_selection_meets_quotas_and_spreads_subjects() -> None:
 def test_held_out_subjects_come_from_every_scene() -> None:
     names = [f"c/{scene}/{n}" for scene in "xyz" for n in range(9)]
     apart = balance.held_out(names, 0)
-    assert Counter(name.split("/")[1] for name in apart) == {"x": 1, "y": 1, "z": 1}
+    assert Counter(name.split("/")[1] for name in apart) == {"x": 2, "y": 2, "z": 2}
     assert apart == balance.held_out(reversed(names), 0) != balance.held_out(names, 1)

@@ -1,1 +1,1 @@
-"""The grammar that writes scenes: `english` (words), `lexicon`, `sentences`, `shots` (camera moves), `compose` (prompts)."""
+"""What writes prompts: `scenes` (hand-written sentences by subject), `shots` (camera moves), `compose` (prompts)."""

@@ -1,25 +1,36 @@
-"""One prompt from a lexicon: draw the content, choose a shot that it allows, say it.
+"""One prompt: draw a subject, choose a shot that it allows, choose sentences of its entry that show it, put them in order.
 
-`compose(seed, index)` is a pure function of its arguments and the lexicon: a million candidates can be drawn anywhere, in any order.
+Nothing is said that was not written whole: no frame, no slot. `compose(library, camera, seed, index, weights)` is a pure function of
+its arguments: a million candidates can be drawn anywhere, in any order.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from world_r1_prompts.grammar import sentences as say
 from world_r1_prompts.grammar import shots
-from world_r1_prompts.grammar.english import Clause, articles, clause, dressed, noun_of
-from world_r1_prompts.grammar.lexicon import Lexicon, Scene, Subject, head_of, plural_subject
+from world_r1_prompts.grammar.scenes import Line, Subject, fill, stems
 from world_r1_prompts.record import Record
 
-GENERATOR = "world_r1_prompts.grammar/1"
-#: Sentences behind the opening, and their weight: short, middling and long prompts.
-#: How often a noun that stands bare gets an adjective of its scene.
-_DRESS = 0.45
-_LENGTHS = ((1, 0.1), (2, 0.3), (3, 0.35), (4, 0.25))
+GENERATOR = "world_r1_prompts.grammar/2"
+#: Sentences beside the opening, and how often.
+_LENGTHS = ((2, 0.12), (3, 0.38), (4, 0.35), (5, 0.15))
+#: How often a prompt begins with a sentence that may stand before the opening, if it has one.
+_BEFORE = 0.55
+#: At most so many sentences of a kind.
+_MOST = {"details": 2, "near": 1, "far": 1, "left": 1, "right": 1, "above": 1, "ground": 1, "light": 1}
+#: How often a kind is drawn to fill a prompt up.
+_WEIGHTS = {"details": 1.6, "near": 1.0, "far": 1.0, "left": 0.7, "right": 0.7, "above": 0.5, "ground": 0.6, "light": 1.4}
+#: How often the choice of sentences is tried until the shot has what it must show, and how often another shot is drawn.
+_ATTEMPTS = 12
+_SHOTS = 4
+#: A detail with such a word must follow the opening directly: the word stands for the subject.
+_OBJECT = re.compile(r"\b(it|them|him|her|he|she|they)\b", re.IGNORECASE)
+#: What says where things are relative to each other; every prompt has one of them at least.
+_SPATIAL = ("near", "far", "left", "right")
 
 
 class CameraLanguage(Protocol):
@@ -39,25 +50,28 @@ class CameraLanguage(Protocol):
         """A camera sentence with its full stop for a plan in JSON form, perhaps naming the target ("the lighthouse")."""
 
 
-def compose(lexicon: Lexicon, camera: CameraLanguage, seed: int, index: int, weights: dict[str, float]) -> Record:
+def compose(
+    library: Mapping[str, Sequence[Subject]], camera: CameraLanguage, seed: int, index: int, weights: Mapping[str, float]
+) -> Record:
     """Candidate `index` of a run. `weights`: how often each category is drawn."""
     rng = random.Random(f"world-r1 prompts {seed} {index}")
     category = rng.choices(list(weights), list(weights.values()))[0]
-    scene = rng.choice(lexicon.scenes[category])
-    subject = rng.choice(scene.subjects)
-    filled = [slot for slot in ("near", "far", "above", "ground") if scene.items[slot]] + ["details"]
-    filled += ["left", "right"] if len(scene.items["side"]) > 1 else []
-    shot = shots.draw(subject.flags, filled, scene.kind, rng, camera.motions)
-    draft = _draft(lexicon, scene, subject, rng)
-    base = articles(_body(draft, shot, rng))
-    sentence = camera.write(shot.plan, rng, draft.the)
+    subject = rng.choice(library[category])
+    kind = "dynamic" if category == "dynamic" else "rigid"
+    slots = [name for name, lines in subject.lines.items() if lines]
+    for _ in range(_SHOTS):  # a shot whose surroundings cannot be told is drawn again
+        shot = shots.draw(subject.flags, slots, kind, rng, camera.motions)
+        base, shown = _body(subject, shot, rng)
+        if shown:
+            break
+    sentence = camera.write(shot.plan, rng, f"the {subject.head}")
     text = f"{base} {sentence}" if rng.random() < 0.15 else f"{sentence} {base}"
     return Record(
         id=f"c{index:07d}",
         split="",
         category=category,
-        subcategory=scene.name,
-        kind=scene.kind,
+        subcategory=subject.scene,
+        kind=kind,
         base=base,
         text=text,
         camera=camera.read(sentence),
@@ -67,93 +81,67 @@ def compose(lexicon: Lexicon, camera: CameraLanguage, seed: int, index: int, wei
     )
 
 
-def _draft(lexicon: Lexicon, scene: Scene, subject: Subject, rng: random.Random) -> say.Draft:
-    """Content drawn for one prompt; no item twice."""
-
-    def some(lines: Sequence[str], count: int, dress: float = 0.0) -> list[Clause]:
-        """Clauses whose nouns were not named before."""
-        drawn: list[Clause] = []
-        for line in rng.sample(lines, min(count + 2, len(lines))):
-            item = lexicon.clause(line, rng)
-            if len(drawn) < count and not (words := {noun_of(item.noun).removesuffix("s")} - {""}) & named:
-                named.update(words)
-                drawn.append(item)
-        return [Clause(dressed(item.noun, fitting(item.finite)), item.rest) if rng.random() < dress else item for item in drawn]
-
-    def fitting(text: str) -> str:
-        """An adjective whose parts the text has not said yet; "" if none is left."""
-        for look in looks:
-            if not any(part[:5] in text for part in look.split("-")):
-                looks.remove(look)
-                return look
-        return ""
-
-    looks = rng.sample(scene.looks, min(4, len(scene.looks)))  # none twice in a prompt
-    dress = _DRESS if scene.kind == "rigid" else 0.0  # what moves is often no thing: a shadow, rain
-    phrase, head = head_of(lexicon.fill(subject.phrase, rng))
-    if rng.random() < 1.5 * dress:
-        phrase = articles(dressed(phrase, fitting(phrase), compound=True))
-    place = lexicon.fill(rng.choice(subject.places), rng)
-    named = {word.strip(",").removesuffix("s") for word in f"{phrase} {place}".lower().split()}
-    sides = some(scene.items["side"], 2, dress)
-    pool = rng.choice(scene.light)
-    if pool not in lexicon.light:
-        raise ValueError(f"{subject.key}: no light pool named {pool!r}; there are {', '.join(sorted(lexicon.light))}")
-    lines = lexicon.light[pool]
-    whens = [line[1:].strip() for line in lines if line.startswith("@")]
-    lights = rng.sample([line for line in lines if not line.startswith("@")], 1)
-    return say.Draft(
-        rng=rng,
-        subject=phrase,
-        head=head,
-        plural=plural_subject(phrase),
-        place=place,
-        space=scene.space,
-        details=[clause(lexicon.fill(text, rng)) for text in rng.sample(subject.details, len(subject.details))],
-        near=some(scene.items["near"], 2, dress),
-        left=sides[:1],
-        right=sides[1:],
-        far=some(scene.items["far"], 2),
-        above=some(scene.items["above"], 1),
-        ground=some(scene.items["ground"], 1),
-        light=[lexicon.clause(line, rng) for line in lights],
-        when=rng.choice(whens) if whens and rng.random() < 0.5 else "",
-    )
-
-
-def _body(d: say.Draft, shot: shots.Shot, rng: random.Random) -> str:
-    """Opening, what the shot must show, and more until the drawn length."""
+def _body(subject: Subject, shot: shots.Shot, rng: random.Random) -> tuple[str, bool]:
+    """The prompt without its camera sentence, and whether it says all that the shot must show; of a few attempts the first that does."""
     needed = list(dict.fromkeys(slot for move in shot.moves for slot in shots.SHOWS[move]))
-    before = {slot: len(getattr(d, slot)) for slot in ("details", "near", "far", "left", "right", "above", "ground")}
-    out = [say.opening(d)]
-    missing = [slot for slot in needed if len(getattr(d, slot)) == before[slot] and before[slot]]
-    length = max(rng.choices([n for n, _ in _LENGTHS], [w for _, w in _LENGTHS])[0], len(missing))
-    extra = [slot for slot in ("details", "near", "far", "left", "right", "above", "ground", "light") if slot not in missing]
-    rng.shuffle(extra)
-    wanted = missing + [slot for slot in extra if getattr(d, slot)][: length - len(missing)]
+    best: tuple[int, str] = (-2, "")
+    for _ in range(_ATTEMPTS):
+        said, text = _attempt(subject, needed, rng)
+        if said == len(needed):
+            return text, True
+        best = max(best, (said, text))
+    return best[1], False
+
+
+def _attempt(subject: Subject, needed: Sequence[str], rng: random.Random) -> tuple[int, str]:
+    """Some sentences in an order in which each finds named what it presupposes; and how many of the needed kinds are among them."""
+    wanted = _kinds(subject, needed, rng)
+    stock = {kind: rng.sample(lines, len(lines)) for kind, lines in subject.lines.items()}
+    stock["left"] = stock["right"] = stock.pop("side")  # one stock for both sides
+    before: list[str] = []
     rng.shuffle(wanted)
-    if "light" in wanted and rng.random() < 0.6:  # light mostly comes last
-        wanted.remove("light")
-        wanted.append("light")
-    if "details" in wanted and rng.random() < 0.6:  # details mostly follow the subject
-        wanted.remove("details")
-        wanted.insert(0, "details")
-    if "left" in wanted and "right" in wanted:
-        wanted.remove("right")
-        wanted[wanted.index("left")] = "both"
-    for slot in wanted:
-        if sentence := _sentence(d, slot, close=len(out) == 1):
-            out.append(sentence)
-    return say.finish(out, rng)
+    wanted.sort(key=lambda kind: kind == "light")  # in between, light would part what belongs together
+    first = next((kind for kind in wanted if kind != "details" and any(line.opens for line in stock[kind])), "")
+    if first and rng.random() < _BEFORE:
+        line = next(line for line in stock[first] if line.opens)
+        stock[first].remove(line)
+        before = [_before(fill(line.text, rng, first))]
+    body = [fill(rng.choice(subject.openings), rng)]
+    named = stems(" ".join([*before, *body, subject.head]))
+    done = {first} if before else set()
+    details = sorted(
+        (stock["details"].pop() for _ in range(wanted.count("details"))), key=lambda line: not _OBJECT.search(line.text)
+    )
+    if len(details) > 1 and _OBJECT.search(details[1].text):
+        details.pop()  # "it" would be the first detail
+    queue: list[tuple[str, list[Line]]] = [("details", [line]) for line in details]
+    queue += [(kind, stock[kind]) for kind in wanted if kind != "details" and kind not in done]
+    for kind, lines in queue:
+        fitting = [line for line in lines if line.needs <= named]
+        if fitting:
+            lines.remove(fitting[0])
+            body.append(fill(fitting[0].text, rng, kind).replace("<>", f"the {subject.head}"))
+            named |= stems(body[-1])
+            done.add(kind)
+    placed = bool(done & set(_SPATIAL))
+    return len(done & set(needed)) if placed else -1, " ".join([*before, *body])
 
 
-def _sentence(d: say.Draft, slot: str, close: bool) -> str:
-    if slot == "both":
-        return say.both_sides(d) if d.left and d.right else _sentence(d, "left" if d.left else "right", close)
-    if not getattr(d, slot):
-        return ""
-    if slot in ("left", "right"):
-        return say.side(d, slot)
-    if slot == "details":
-        return say.detail(d, close)
-    return {"near": say.near, "far": say.far, "above": say.above, "ground": say.ground, "light": say.light}[slot](d)
+def _kinds(subject: Subject, needed: Sequence[str], rng: random.Random) -> list[str]:
+    """Kinds of sentences beside the opening: those that the shot needs, one that says where things are, and more to the drawn length."""
+    wanted = list(needed)
+    length = max(rng.choices([n for n, _ in _LENGTHS], [w for _, w in _LENGTHS])[0], len(wanted))
+    if not set(wanted) & set(_SPATIAL):
+        wanted.append(rng.choice(_SPATIAL))
+    have = {kind: len(subject.lines["side" if kind in ("left", "right") else kind]) for kind in _MOST}
+    while len(wanted) < length:
+        weights = {kind: _WEIGHTS[kind] for kind, most in _MOST.items() if wanted.count(kind) < min(most, have[kind])}
+        if not weights:
+            break
+        wanted.append(rng.choices(list(weights), list(weights.values()))[0])
+    return wanted
+
+
+def _before(text: str) -> str:
+    """A sentence of the background as it is said when the subject has no name yet."""
+    return text.replace("Behind <>", "In the background").replace("behind <>", "in the background")

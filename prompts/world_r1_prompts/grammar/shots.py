@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-#: Moves by the flag that allows them.
+#: Moves by the flag that allows them; "": every scene does, if it has what the move shows.
 _BY_FLAG = {
+    "": ("push in", "pull out", "zoom in", "zoom out", "pan left", "pan right", "tilt up", "tilt down", "move up", "move down"),
+    "wide": ("move left", "move right"),
     "orbit": ("orbit left", "orbit right", "arc up", "arc down"),
-    "deep": ("push in", "pull out", "zoom in", "zoom out"),
-    "wide": ("move left", "move right", "pan left", "pan right", "roll left", "roll right"),
-    "tall": ("tilt up", "tilt down", "move up", "move down", "crane up", "crane down"),
+    "crane": ("crane up", "crane down"),
+    "roll": ("roll left", "roll right"),
 }
 #: How often an axis is drawn when it is allowed, relative to 1.
 _RARE = {"arc": 0.3, "zoom": 0.25, "roll": 0.12, "crane": 0.25}
@@ -67,7 +68,8 @@ _TOGETHER = (
     ("orbit left", "tilt up"),
     ("orbit right", "tilt down"),
 )
-_OPPOSITE = {"left": "right", "right": "left", "in": "out", "out": "in", "up": "down", "down": "up"}
+#: Axes along which the picture changes alike.
+_ALIKE = {"zoom": "dolly", "arc": "level", "crane": "level"}
 DIFFICULTIES = ("single", "pair", "together", "triple", "still")
 
 
@@ -104,15 +106,16 @@ def difficulty_of(plan: Mapping[str, Any] | None) -> str:
 
 
 def allowed(flags: frozenset[str], slots: Sequence[str]) -> tuple[str, ...]:
-    """Moves that the flags of a subject allow and whose `SHOWS` are among the filled `slots`."""
-    moves = [move for flag in ("orbit", "deep", "wide", "tall") if flag in flags for move in _BY_FLAG[flag]]
-    return tuple(move for move in moves if set(SHOWS[move]) <= set(slots))
+    """Moves that the flags of a subject allow and whose `SHOWS` are among the kinds of sentences that it has."""
+    given = {"", *flags} | (set() if "narrow" in flags else {"wide"})
+    filled = {*slots, *(("left", "right") if "side" in slots else ())}
+    return tuple(move for flag in _BY_FLAG if flag in given for move in _BY_FLAG[flag] if set(SHOWS[move]) <= filled)
 
 
 def draw(flags: frozenset[str], slots: Sequence[str], kind: str, rng: random.Random, known: Sequence[str]) -> Shot:
     """A shot that fits. Rigid scenes always move the camera (a still camera on a still scene shows nothing of either)."""
     moves = [move for move in allowed(flags, slots) if move in known]
-    if not moves or "still" in flags or (kind == "dynamic" and rng.random() < 0.14):
+    if not moves or (kind == "dynamic" and rng.random() < 0.14):
         return Shot({"steps": [{"moves": [{"move": "fixed"}]}]})
     # Every axis is drawn alike, whatever the number of its moves, so that no flag floods the set.
     axes: dict[str, list[str]] = {}
@@ -125,7 +128,7 @@ def draw(flags: frozenset[str], slots: Sequence[str], kind: str, rng: random.Ran
     length = 1 if chance < 0.58 else 2 if chance < 0.9 else 3
     steps: list[tuple[str, ...]] = []
     for _ in range(length):
-        ways = [axis for axis in axes if not steps or not _repeats(axes[axis], steps[-1])]
+        ways = [axis for axis in axes if not any(_repeats(axes[axis], step) for step in steps)]
         if not ways:
             break
         axis = rng.choices(ways, [_RARE.get(way, 1.0) for way in ways])[0]
@@ -153,7 +156,6 @@ _AMOUNTS = {
     "tilt": (10, 15, 20, 30),
     "orbit": (20, 30, 45, 60, 90),
     "arc": (15, 20, 30),
-    "zoom": (1.5, 2, 3),
 }
 
 
@@ -175,11 +177,6 @@ def _step(moves: tuple[str, ...], rng: random.Random) -> dict[str, Any]:
 
 
 def _repeats(options: list[str], before: tuple[str, ...]) -> bool:
-    """Whether the axis was the one just moved along: going straight back is no new view."""
-    return any(option in before or _reverse(option) in before for option in options)
-
-
-def _reverse(move: str) -> str:
-    verb, way = move.split()
-    verb = {"push": "pull", "pull": "push"}.get(verb, verb)
-    return f"{verb} {_OPPOSITE[way]}"
+    """Whether moves are along an axis that was used: going straight back is no new view, nor is a zoom after a dolly."""
+    ways = {_ALIKE.get(_axis(move), _axis(move)) for move in before}
+    return any(_ALIKE.get(_axis(option), _axis(option)) in ways for option in options)
