@@ -304,6 +304,25 @@ class Config(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _learners_that_share_a_base_keep_step(self) -> Config:
+        """With FSDP every pass of the transformer is one of all learners together."""
+        cluster, learners = self.cluster, self.cluster.learners
+        if not self.speed.fsdp:
+            return self
+        for wrong, remedy in (
+            (learners < 2, "cluster.learners of 2 or more"),
+            (cluster.mode != "colocated", "cluster.mode=colocated"),
+            (cluster.max_staleness > 0, "cluster.max_staleness=0"),
+            (self.model.lora is None and self.model.init_lora is None, "an adapter (model.lora)"),
+            (self.prompts.groups % learners != 0, f"prompts.groups that cluster.learners={learners} divides"),
+            (self.evaluation.prompts % learners != 0, f"evaluation.prompts that cluster.learners={learners} divides"),
+            (self.speed.checkpoint == "auto", "a number for speed.checkpoint (1.0 recomputes every block)"),
+        ):
+            if wrong:
+                raise ValueError(f"speed.fsdp makes the learners run the base together, and needs {remedy}")
+        return self
+
     @property
     def directory(self) -> Path:
         """`runs/<name>`, where everything of this run is written."""
@@ -334,8 +353,8 @@ def read_tree(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[s
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, got {type(tree).__name__}")
-    for override in overrides:
-        _override(tree, override)
+    for text in overrides:
+        override(tree, text)
     return tree
 
 
@@ -358,7 +377,8 @@ def json_schema() -> str:
     return json.dumps(Config.model_json_schema(), indent=2) + "\n"
 
 
-def _override(tree: dict[str, Any], text: str) -> None:
+def override(tree: dict[str, Any], text: str) -> None:
+    """Set one `key=value` (dotted key, YAML value) in a nested mapping. Raises `ConfigError` for one that cannot be read."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"an override is written key=value, for example flow.steps=8; got {text!r}")

@@ -157,6 +157,33 @@ def settings_for(config: Config | None, names: Sequence[str]) -> tuple[RewardsCo
     return rewards_config(names), CameraConfig()
 
 
+#: What `world-r1 rewards bench` measures when nothing is named.
+MEASURED = ("consistency", "reconstruction", "trajectory")
+
+
+def settings_to_measure(path: Path | None, names: Sequence[str], overrides: Sequence[str]) -> RewardsConfig:
+    """Rewards of a file, or named ones (default `MEASURED`) with the probes they need, with overrides; every one with weight 1 and in all
+    phases. Raises ValueError if both are given, or one cannot run here.
+    """
+    from world_r1.config import load as read
+    from world_r1.config import override, parse
+    from world_r1.reward_check import runnable
+
+    if path is not None and names:
+        raise ValueError("give --config or --reward, not both")
+    if path is not None:
+        config = read(path, list(overrides)).rewards
+    else:
+        tree = {"rewards": rewards_config(names or MEASURED).model_dump()}
+        for text in overrides:
+            override(tree, text)
+        config = parse(tree).rewards
+    entries = tuple(entry.model_copy(update={"phase": "all", "weight": 1.0}) for entry in config.rewards)
+    config = config.model_copy(update={"rewards": entries})
+    runnable(config)
+    return config
+
+
 def verdict_rows(verdict: Verdict) -> list[dict[str, Any]]:
     """One row a score, with its parts, for `show`; with what the numbers depend on if any score says so."""
     rows: list[dict[str, Any]] = []

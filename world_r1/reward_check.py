@@ -29,7 +29,7 @@ def check(name: str, rewards: RewardsConfig | None = None) -> dict[str, Any]:
     entries = [entry for entry in config.rewards if kind == "probe" or entry.name == name]
     entries = [entry.model_copy(update={"phase": "all", "weight": 1.0}) for entry in entries]
     config = RewardsConfig(rewards=tuple(entries), probes=config.probes)
-    plugins = _runnable(config)
+    plugins = runnable(config)
     from world_r1.blockworld.specimens import specimens
 
     clips = specimens()
@@ -133,7 +133,7 @@ def _config(name: str, kind: str) -> RewardsConfig:
     return rewards_config(claiming or readers, first=[name])
 
 
-def _runnable(config: RewardsConfig) -> dict[str, Any]:
+def runnable(config: RewardsConfig) -> dict[str, Any]:
     """The plug-ins of a configuration; ValueError if one lacks something here."""
     plugins: dict[str, Any] = {entry.key: load(entry.name, SCORES, Reward) for entry in config.rewards}
     plugins |= {name: load(name, PROBES, Probe) for name in config.probes}

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from world_r1.reward import Probe, Reward
+from world_r1.reward import Rubric
 from world_r1.types import Clip
-from world_r1_rewards.discrimination import AMPLITUDES, DAMAGES, HARMLESS, World, auc, damaged
+from world_r1_rewards.discrimination import AMPLITUDES, DAMAGES, HARMLESS, MOVES, World, auc, damaged
 from world_r1_rewards.probes._geometry import Geometry
 
 #: What each damage must reach, by the project's own bar.
@@ -24,48 +24,64 @@ BARS = dict.fromkeys(
 BAND = 0.05
 
 
-def measure(world: World, probe: Probe, rewards: Sequence[Reward]) -> dict[str, Any]:
+#: Clips that are looked at together.
+TOGETHER = 8
+
+
+def measure(world: World, rubric: Rubric) -> dict[str, Any]:
     """Scores, parts, accuracy and CPU seconds of one world's clean and damaged clips; plain values, fit for JSON.
 
-    `probe` gives "geometry"; CPU seconds are process time, rendering left out.
+    CPU seconds are process time a clip, rendering left out. "accuracy" is empty where no probe gives "geometry".
     """
     clips = {f"amplitude {a:g}": world.clip(world.render(a), a, f"amplitude {a:g}") for a in AMPLITUDES}
     reference = clips["amplitude 1"].video
     clips |= {name: world.clip(damaged(world, reference, name), 1.0, name) for name in DAMAGES}
-    start = time.process_time()
-    found = probe.observe(list(clips.values()), [{}] * len(clips))
-    seconds = (time.process_time() - start) / len(clips)
-    rows = {name: _row(clip, result, rewards) for (name, clip), result in zip(clips.items(), found, strict=True)}
-    errors = _errors(world, AMPLITUDES, found[: len(AMPLITUDES)])
+    evidence, failures, seconds = _observe(rubric, list(clips.values()))
+    rows = {
+        name: _row(rubric, clip, seen, unseen) for (name, clip), seen, unseen in zip(clips.items(), evidence, failures, strict=True)
+    }
+    errors = _errors(world, AMPLITUDES, evidence[: len(AMPLITUDES)])
     return {"world": world.name, "command": world.command.text, "seconds": seconds, "clips": rows, "accuracy": errors}
 
 
-def measure_accuracy(world: World, probe: Probe, amplitudes: Sequence[float] = (0.4, 1.0, 2.0)) -> dict[str, Any]:
+def measure_accuracy(world: World, rubric: Rubric, amplitudes: Sequence[float] = (0.4, 1.0, 2.0)) -> dict[str, Any]:
     """The geometry's errors and CPU seconds only, on clean clips of some amplitudes; what `accuracy` summarises."""
     clips = [world.clip(world.render(a), a, f"amplitude {a:g}") for a in amplitudes]
-    start = time.process_time()
-    found = probe.observe(clips, [{}] * len(clips))
-    seconds = (time.process_time() - start) / len(clips)
-    return {"world": world.name, "command": world.command.text, "seconds": seconds, "accuracy": _errors(world, amplitudes, found)}
-
-
-def _errors(
-    world: World, amplitudes: Sequence[float], found: Sequence[Mapping[str, Any] | Exception]
-) -> dict[str, dict[str, float]]:
-    pairs = zip(amplitudes, found, strict=True)
+    evidence, _, seconds = _observe(rubric, clips)
     return {
-        f"amplitude {a:g}": pose_errors(result["geometry"], world.poses(a).numpy())
-        for a, result in pairs
-        if not isinstance(result, Exception)
+        "world": world.name,
+        "command": world.command.text,
+        "seconds": seconds,
+        "accuracy": _errors(world, amplitudes, evidence),
     }
 
 
-def _row(clip: Clip, found: Mapping[str, Any] | Exception, rewards: Sequence[Reward]) -> dict[str, Any]:
-    if isinstance(found, Exception):
-        return {"missing": f"{type(found).__name__}: {found}", "scores": {reward.name: None for reward in rewards}}
-    scores = [reward.score(clip, {"frames": clip.video, **found}) for reward in rewards if reward.applies(clip)]
-    parts = {f"{s.reward}.{name}": round(value, 4) for s in scores for name, value in s.parts.items()}
-    return {"scores": {s.reward: None if s.value is None else round(s.value, 4) for s in scores}, "parts": parts}
+def _observe(rubric: Rubric, clips: list[Clip]) -> tuple[list[dict[str, Any]], list[dict[str, Exception]], float]:
+    """What the probes saw and could not see, by clip; and CPU seconds a clip."""
+    evidence: list[dict[str, Any]] = []
+    failures: list[dict[str, Exception]] = []
+    start = time.process_time()
+    for i in range(0, len(clips), TOGETHER):
+        seen, unseen, _ = rubric.observe(clips[i : i + TOGETHER])
+        evidence += seen
+        failures += unseen
+    return evidence, failures, (time.process_time() - start) / len(clips)
+
+
+def _errors(world: World, amplitudes: Sequence[float], evidence: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    return {
+        f"amplitude {a:g}": pose_errors(found["geometry"], world.poses(a).numpy())
+        for a, found in zip(amplitudes, evidence, strict=True)
+        if "geometry" in found
+    }
+
+
+def _row(rubric: Rubric, clip: Clip, evidence: Mapping[str, Any], failures: Mapping[str, Exception]) -> dict[str, Any]:
+    verdict, _ = rubric.verdict(clip, evidence, failures, {})
+    parts = {f"{s.reward}.{name}": round(value, 4) for s in verdict.scores for name, value in s.parts.items()}
+    reasons = {s.reward: s.reason for s in verdict.scores if s.value is None}
+    scores = {s.reward: None if s.value is None else round(s.value, 4) for s in verdict.scores}
+    return {"scores": scores, "parts": parts, **({"missing": reasons} if reasons else {})}
 
 
 def pose_errors(geometry: Geometry, truth: np.ndarray) -> dict[str, float]:
@@ -101,10 +117,16 @@ def summarise(rows: Sequence[Mapping[str, Any]], reward: str) -> dict[str, Any]:
     """AUC, paired wins and mean by damage, mean by amplitude, and whether the bars hold, for one reward.
 
     A clip that could not be measured ranks below every number in the AUC and counts as lost in the pairs: in training it is left out
-    of its group and earns nothing. It is no part of the means; `missing` counts it.
+    of its group and earns nothing. It is no part of the means; `missing` counts it. Scenes to whose command the reward does not apply
+    are left out; `scenes` counts the others. ValueError if there are none.
     """
+    rows = [row for row in rows if reward in row["clips"]["amplitude 1"]["scores"]]
+    if not rows:
+        raise ValueError(
+            f"{reward} applies to none of these scenes; measure more of them (every command comes once in {len(MOVES)})"
+        )
     get = lambda name: [row["clips"][name]["scores"].get(reward) for row in rows]  # noqa: E731
-    rank = lambda values: np.array([-1.0 if v is None else v for v in values])  # noqa: E731
+    rank = lambda values: np.array([-np.inf if v is None else v for v in values])  # noqa: E731
     mean = lambda values: _mean([v for v in values if v is not None])  # noqa: E731
     base = get("amplitude 1")
     damages = {}
@@ -121,8 +143,15 @@ def summarise(rows: Sequence[Mapping[str, Any]], reward: str) -> dict[str, Any]:
             damages[name]["harmless"] = True
     curve = {f"{a:g}": mean(get(f"amplitude {a:g}")) for a in AMPLITUDES}
     values = [v for v in curve.values() if v is not None]
-    band = (max(values) - min(values)) / 2
-    return {"clean": mean(base), "damages": damages, "amplitudes": curve, "band": round(band, 4), "band_holds": bool(band <= BAND)}
+    band = (max(values) - min(values)) / 2 if values else None
+    return {
+        "scenes": len(rows),
+        "clean": mean(base),
+        "damages": damages,
+        "amplitudes": curve,
+        "band": band and round(band, 4),
+        "band_holds": band is not None and band <= BAND,
+    }
 
 
 def accuracy(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
