@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from world_r1_rewards.probes.flow_ba import FlowBA
+from world_r1_rewards.scores.reconstruction import Reconstruction
 
 from world_r1.blockworld import scenes
 from world_r1.types import Clip, Prompt
-from world_r1_rewards.probes.flow_ba import FlowBA
-from world_r1_rewards.scores.reconstruction import Reconstruction
 
 
 @pytest.fixture(scope="module")
