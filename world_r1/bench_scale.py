@@ -52,11 +52,13 @@ def run(
     group_size: int = 2,
     steps: int = 1,
     compiled: bool = False,
+    fsdp: bool = False,
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Time `steps` steps of every count of learners; the result is written to `out` after each. A count that fails says so.
 
-    There are as many groups as the most learners, so that each of them has one at least. ValueError for counts that do not divide them.
+    There are as many groups as the most learners, so that each of them has one at least. `fsdp` spreads the base over the learners.
+    ValueError for counts that do not divide the number of groups, and for one learner with `fsdp`.
     """
     if not counts or min(counts) < 1 or any(max(counts) % count for count in counts):
         raise ValueError(f"--learners: counts are positive and divide the largest, for example 1,2,4; got {list(counts)}")
@@ -64,10 +66,15 @@ def run(
     video = {"video": {"frames": 9 if quick else frames}}
     prompts = {"prompts": {"groups": max(counts), "group_size": group_size}, "record": {"tensorboard": False}}
     tree = merged(merged(tree, video), prompts)
+    if fsdp:
+        share = {"speed": {"fsdp": True, "checkpoint": 1.0}, "evaluation": {"prompts": 2 * max(counts)}}
+        tree = merged(tree, share)
+        parse(merged(tree, {"cluster": {"learners": min(counts)}}), source="bench scale")
     if not quick:  # where there are too few GPUs a run would fall back to the CPU
         tree = merged(tree, {"model": {"device": "cuda"}})
     found: dict[str, Any] = {"model": model, "quick": quick, "weights": "random", **bench_step._machine(), "rows": []}
     found["video"] = [tree["video"][key] for key in ("frames", "height", "width")]
+    found["fsdp"] = fsdp
     found["videos a step"] = max(counts) * group_size
     for count in counts:
         config = parse(merged(tree, {"cluster": {"learners": count}}), source="bench scale")
@@ -94,7 +101,9 @@ def table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
             lines.append({"learners": row["learners"], "note": row["error"]})
             continue
         first = first or row["videos an hour"]
-        numbers = {key: f"{row[key]:.3g}" for key in ("start (s)", "rollout (s)", "update (s)", "step (s)", "videos an hour")}
+        numbers = {
+            key: f"{row[key]:.3g}" for key in ("start (s)", "rollout (s)", "update (s)", "step (s)", "peak GiB", "videos an hour")
+        }
         lines.append({"learners": row["learners"], **numbers, "against": f"{row['videos an hour'] / first:.2f}x", "note": ""})
     return lines
 
@@ -119,6 +128,7 @@ def _timed(config: Config, steps: int) -> dict[str, Any]:
             marks.append(time.perf_counter())
             if metrics["updates_refused"] or "grad_norm" not in metrics:
                 raise RuntimeError(f"nothing was learned in step {step}: {metrics}")
+            peak = max(cluster.learners.all("asking for memory", "memory")) if cluster.learners is not None else 0.0
             taken.append({"rollout": marks[1] - marks[0], "update": marks[2] - marks[1], "total": marks[2] - marks[0]})
     seconds = {name: statistics.median(one[name] for one in taken[1:]) for name in taken[0]}
     return {
@@ -128,5 +138,6 @@ def _timed(config: Config, steps: int) -> dict[str, Any]:
         "update (s)": seconds["update"],
         "step (s)": seconds["total"],
         "videos an hour": 3600.0 * len(prompts) * config.prompts.group_size / seconds["total"],
+        "peak GiB": peak,
         "grad_norm": metrics["grad_norm"],
     }

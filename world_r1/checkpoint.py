@@ -44,6 +44,7 @@ FREE = (
     "speed.text_encoder",
     "speed.vae_decode",
     "speed.vae_chunk",
+    "speed.fsdp",
 )
 #: Exceptions to `FREE`, because they change what is computed.
 BOUND = ("cluster.max_staleness", "cluster.sample_batch")

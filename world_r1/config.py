@@ -304,6 +304,25 @@ class Config(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _learners_that_share_a_base_keep_step(self) -> Config:
+        """With FSDP every pass of the transformer is one of all learners together."""
+        cluster, learners = self.cluster, self.cluster.learners
+        if not self.speed.fsdp:
+            return self
+        for wrong, remedy in (
+            (learners < 2, "cluster.learners of 2 or more"),
+            (cluster.mode != "colocated", "cluster.mode=colocated"),
+            (cluster.max_staleness > 0, "cluster.max_staleness=0"),
+            (self.model.lora is None and self.model.init_lora is None, "an adapter (model.lora)"),
+            (self.prompts.groups % learners != 0, f"prompts.groups that cluster.learners={learners} divides"),
+            (self.evaluation.prompts % learners != 0, f"evaluation.prompts that cluster.learners={learners} divides"),
+            (self.speed.checkpoint == "auto", "a number for speed.checkpoint (1.0 recomputes every block)"),
+        ):
+            if wrong:
+                raise ValueError(f"speed.fsdp makes the learners run the base together, and needs {remedy}")
+        return self
+
     @property
     def directory(self) -> Path:
         """`runs/<name>`, where everything of this run is written."""

@@ -57,6 +57,8 @@ class SpeedConfig(Strict):
     fused_optimizer: bool = False
     #: Precision of stored latents. "bf16" halves them; the sampler then continues from the rounded latents, so that ratios stay exact.
     latents: Literal["fp32", "bf16"] = "fp32"
+    #: Spread the frozen base over the learners (FSDP2): each keeps a part of every block and gathers a block when it runs.
+    fsdp: bool = False
     attention: AttentionConfig = AttentionConfig()
 
     @field_validator("checkpoint")

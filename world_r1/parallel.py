@@ -50,6 +50,14 @@ class Processes(Team):
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
         self.gradients: Any = dist.new_group(backend="nccl", timeout=PATIENCE) if backend == "nccl" else dist.group.WORLD
 
+    def mesh(self, device: str) -> Any:
+        """The processes as a device mesh for FSDP2. ValueError where they share a GPU."""
+        from torch.distributed.device_mesh import DeviceMesh
+
+        if device == "cuda" and self.backend != "nccl":
+            raise ValueError("speed.fsdp needs a GPU for each learner; set cluster.gpus_per_policy to 1 or speed.fsdp to false")
+        return DeviceMesh.from_group(self.gradients, device)
+
     def exchange(self, value: Any) -> list[Any]:
         """As bytes of JSON: what comes from another process is data and nothing that could run."""
         own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)

@@ -65,9 +65,18 @@ a step's micro-batches are the same at any N and are dealt to the processes, the
 has a GPU, else gloo), and all take the same optimizer step. On a CPU two learners end with the weights of one, to the last bit where
 each has one sum of gradients to give and to rounding elsewhere; a run resumes with another number; one that dies ends the run with a
 message (tests/cluster/test_learners.py, tests/unit/test_parallel.py). `world-r1 bench scale --learners 1,2 --out FILE` gives videos
-an hour by their number. None of this has run on GPUs yet, NCCL included.
+an hour by their number.
 
-Not built: FSDP2 and sequence parallelism (every learner holds the whole base), spatial tiles in the decoder (chunks bound the memory).
+`speed.fsdp: true` spreads the frozen base over colocated learners (FSDP2 by block): each keeps a part of every block and gathers a block
+when it runs; adapters stay whole, in float32. Every forward is then one of all learners together, so that they run equally many: groups
+divide evenly, a learner with a micro-batch less runs one for nothing, rollouts are not ahead, and `checkpoint` is a number. On a CPU
+velocities and gradients are those of a whole base to rounding, and the whole loop runs with evaluation. It is meant for 14B on two GPUs
+(28.6 GB of weights, half of them on each).
+
+None of this has run on GPUs yet, NCCL included.
+
+Not built: sequence parallelism, FSDP2 of a base that is trained itself or has two experts, spatial tiles in the decoder (chunks bound
+the memory).
 """
 
 NOTHING = "Not measured yet: no GPU has run the benchmark at this commit, so the cells are empty."

@@ -64,8 +64,8 @@ class Trainer:
         return self.learn(order, {rollout.id: rollout for rollout in rollouts}, advantages)
 
     def own(self, order: Sequence[str]) -> list[str]:
-        """Which of the batch's videos this process learns from; `order` names all that have an advantage, in the same order everywhere."""
-        return [name for _, part in self.team.mine(self._batches(order)) for name in part]
+        """Which of the batch's videos this process needs; `order` names all that have an advantage, in the same order everywhere."""
+        return [name for _, part in self._own_batches(order) for name in part]
 
     def learn(
         self, order: Sequence[str], rollouts: Mapping[str, Rollout], advantages: Mapping[str, float | None]
@@ -77,9 +77,17 @@ class Trainer:
         metrics = mean_of([(1.0, metrics) for metrics in taken])
         return {**metrics, "updates_refused": float(self.refused), "optimizer_steps": float(self.updates)}
 
-    def _batches(self, order: Sequence[str]) -> list[Sequence[str]]:
+    def _own_batches(self, order: Sequence[str]) -> list[tuple[int, Sequence[str]]]:
+        """Number and videos of this process's micro-batches.
+
+        Processes that share a base must run it equally often: one that has a micro-batch less runs the first, of number -1, for nothing.
+        """
         size = self.config.optimizer.micro_batch
-        return [order[start : start + size] for start in range(0, len(order), size)]
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        own = self.team.mine(batches)
+        if self.config.speed.fsdp and len(own) < math.ceil(len(batches) / self.team.size):
+            own.append((-1, batches[0]))
+        return own
 
     def _step(
         self, order: Sequence[str], rollouts: Mapping[str, Rollout], advantages: Mapping[str, float | None]
@@ -112,15 +120,20 @@ class Trainer:
         self, order: Sequence[str], rollouts: Mapping[str, Rollout], advantages: Mapping[str, float | None]
     ) -> Iterator[tuple[int, float, dict[str, float]]]:
         """Backward of every loss of every own micro-batch as it is yielded; gives (its number, its share of the whole batch, metrics)."""
-        for number, part in self.team.mine(self._batches(order)):
+        finite = True
+        for number, part in self._own_batches(order):
             values = torch.tensor([advantages[name] for name in part], dtype=torch.float32)
             batch = stack(self.policy, self.config, [rollouts[name] for name in part], values)
-            share = len(part) / len(order)
+            share = len(part) / len(order) if number >= 0 else 0.0
             for loss in self.algorithm.losses(self.policy, batch):
-                if not bool(torch.isfinite(loss.value)):
+                finite = finite and bool(torch.isfinite(loss.value))
+                if not (finite or self.config.speed.fsdp):  # with a shared base the others wait for all of this process's passes
                     raise NotFinite
                 (loss.value * share).backward()
-                yield number, share, loss.metrics
+                if number >= 0:
+                    yield number, share, loss.metrics
+        if not finite:
+            raise NotFinite
 
     def _refuse(self) -> dict[str, float]:
         self.optimizer.zero_grad(set_to_none=True)

@@ -98,6 +98,26 @@ def test_learners_apart_from_samplers(config: Make, alone: tuple[Path, dict[int,
 
 
 @pytest.mark.slow
+def test_a_base_that_is_spread_over_two_learners(
+    config: Make, alone: tuple[Path, dict[int, dict[str, Any]]], tmp_path: Path
+) -> None:
+    """A video is not a forward of its own then, so that numbers agree to rounding; one video has no score, which leaves them in step."""
+    changes: dict[str, Any] = {"cluster": {"learners": 2}, "speed": {"fsdp": True}}
+    settings = config(steps=2, save_every=1, keep=9, flow=ONE, **changes)
+    with Cluster(settings) as cluster:
+        rows = take(settings, cluster, tmp_path)
+        scored = cluster.rollout(2, PromptStream.of(settings).at(2))
+        names = [name for group in scored.groups for name in group.rollouts]
+        metrics = cluster.update(scored, {name: (-1.0) ** i if i < 3 else None for i, name in enumerate(names)})  # one micro-batch
+        assert cluster.evaluate(tmp_path / "eval", "average", lambda *_: None)
+    assert metrics["grad_norm"] > 0
+    for step, row in rows.items():
+        assert row["ratio_mean"] == pytest.approx(1.0, abs=1e-6)
+        assert row["reward"] == pytest.approx(alone[1][step]["reward"], abs=1e-4)
+        assert row["grad_norm"] == pytest.approx(alone[1][step]["grad_norm"], rel=0.02)
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_scaling_learns_with_every_number(tmp_path: Path) -> None:
     found = bench_scale.run(WAN, [1, 2], quick=True, out=tmp_path / "scale.json")
     one, two = found["rows"]
@@ -107,6 +127,8 @@ def test_the_benchmark_of_scaling_learns_with_every_number(tmp_path: Path) -> No
     assert json.loads((tmp_path / "scale.json").read_text())["rows"] == found["rows"]
     with pytest.raises(ValueError, match=r"divide the largest"):
         bench_scale.run(WAN, [2, 3], quick=True)
+    with pytest.raises(ValueError, match=r"cluster.learners of 2 or more"):
+        bench_scale.run(WAN, [1, 2], quick=True, fsdp=True)
 
 
 def test_a_learner_that_dies_ends_the_run_and_says_so(two: tuple[Config, Cluster], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from tests.unit.test_update import Toy, _advantages, _config, _step
 from world_r1.algorithms import Loss
+from world_r1.config import parse
 from world_r1.parallel import Processes, Team
 from world_r1.update import Trainer
 
@@ -117,6 +118,84 @@ def test_micro_batches_are_dealt_once_each() -> None:
     assert dealt == [[(0, "a"), (2, "c"), (4, "e")], [(1, "b"), (3, "d")]]
     assert Team().mine(batches) == list(enumerate(batches))
     assert Team().exchange({"a": 1}) == [{"a": 1}]
+
+
+def _sharded(rank: int, folder: str) -> None:
+    from world_r1.policy import load_policy
+
+    torch.set_num_threads(1)
+    team = Processes(rank, 2, torch.distributed.FileStore(f"{folder}/store", 2))
+    model = {"path": f"{folder}/model", "device": "cpu", "lora": {"rank": 2}, "guidance_scale": 2.0}
+    video = {"frames": 5, "height": 32, "width": 48}
+    config = parse({"model": model, "video": video, "speed": {"checkpoint": 1.0}})
+    policies: list[Any] = [load_policy(config), load_policy(config)]
+    policies[1].shard(team.mesh("cpu"))
+    x = torch.randn(2, *policies[0].latent_shape(config.video), generator=torch.Generator().manual_seed(rank))
+    for policy in policies:
+        for i, parameter in enumerate(policy.named_parameters().values()):
+            parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
+        condition = policy.encode(["A red box.", "A cone."])
+        with torch.no_grad(), policy.reference():
+            policy.base = policy.velocity(x, 0.5, condition)
+        policy.out = policy.velocity(x, 0.5, condition)
+        policy.out.square().mean().backward()
+    plain, shard = policies
+    torch.testing.assert_close(shard.base, plain.base, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(shard.out, plain.out, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(plain.out, plain.base)
+    for name, parameter in plain.named_parameters().items():
+        torch.testing.assert_close(shard.named_parameters()[name].grad, parameter.grad, atol=1e-6, rtol=1e-3)
+    kept, whole = (
+        sum(
+            getattr(p, "_local_tensor", p).numel() for name, p in policy.transformer.blocks.named_parameters() if "lora" not in name
+        )
+        for policy in (shard, plain)
+    )
+    assert kept < 0.55 * whole, (kept, whole)
+    assert shard.state().keys() == plain.state().keys()
+    shard.save(f"{folder}/adapter-{rank}")
+    Path(f"{folder}/passed-{rank}").touch()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_sharded_base_gives_the_velocities_and_gradients_of_a_whole_one(tmp_path: Path) -> None:
+    """Two processes with other videos each; half of the blocks' weights in each, adapters whole, blocks recomputed in the backward pass."""
+    from world_r1.policies.tiny import tiny_wan_pipeline
+
+    tiny_wan_pipeline(tmp_path / "model")
+    torch.multiprocessing.spawn(_sharded, (str(tmp_path),), nprocs=2)
+    assert all((tmp_path / f"passed-{rank}").exists() for rank in range(2))
+    assert all(list((tmp_path / f"adapter-{rank}").glob("*.safetensors")) for rank in range(2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"cluster": {"learners": 1}}, "2 or more"),
+        ({"cluster": {"learners": 2, "mode": "disaggregated"}}, "colocated"),
+        ({"cluster": {"learners": 2, "max_staleness": 1}}, "max_staleness=0"),
+        ({"cluster": {"learners": 2}, "prompts": {"groups": 3}}, "prompts.groups"),
+        ({"cluster": {"learners": 2}, "model": {"lora": None}}, "an adapter"),
+        ({"cluster": {"learners": 2}, "speed": {"fsdp": True, "checkpoint": "auto"}}, "a number for speed.checkpoint"),
+    ],
+)
+def test_what_would_put_learners_with_a_shared_base_out_of_step_is_refused(changes: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(ValueError, match=remedy):
+        parse({"speed": {"fsdp": True}, **changes})
+
+
+def test_with_a_shared_base_all_processes_run_equally_many_micro_batches() -> None:
+    config = _config(
+        optimizer={"micro_batch": 2}, speed={"fsdp": True}, cluster={"learners": 2}, prompts={"groups": 2, "group_size": 4}
+    )
+    order = ["a", "b", "c", "d", "e"]
+    shared: dict[str, Any] = {}
+    policies: list[Any] = [Toy(), Toy()]
+    trainers = [Trainer(config, policy, Threads(rank, 2, shared)) for rank, policy in enumerate(policies)]
+    assert trainers[0]._own_batches(order) == [(0, ["a", "b"]), (2, ["e"])]
+    assert trainers[1]._own_batches(order) == [(1, ["c", "d"]), (-1, ["a", "b"])]
+    assert trainers[1].own(order) == ["c", "d", "a", "b"]
 
 
 def _process(rank: int, folder: str) -> None:

@@ -69,6 +69,8 @@ class Learner:
             raise ValueError(
                 "the learners do not start from the same weights; model.path and model.init_lora must be the same everywhere"
             )
+        if self.config.speed.fsdp:
+            self.policy.shard(self.trainer.team.mesh(self.policy.device.type))
 
     def update(
         self, advantages: dict[str, float | None], names: Sequence[Sequence[str]], groups: Sequence[ray.ObjectRef]
@@ -85,6 +87,12 @@ class Learner:
         rollouts: dict[str, Rollout] = {rollout.id: rollout for group in ray.get(wanted) for rollout in group}
         with explained(self.config, "updating the policy"):
             return self.trainer.learn(order, rollouts, advantages)
+
+    def memory(self) -> float:
+        """Most GiB of GPU memory that were allocated at once in this process; 0 on a CPU."""
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**30 if self.policy.device.type == "cuda" else 0.0
 
     def publish(self) -> Weights:
         """The present weights as numpy arrays, for the samplers."""

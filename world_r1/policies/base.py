@@ -82,6 +82,8 @@ class DiffusersPolicy(ABC):
         self.transformer: Any = self.experts["transformer"]
         self._adapted = any(True for _ in self._adapter_parameters())
         self._in_reference = False
+        #: Whether the base is spread over several processes, which must all run the transformer equally often.
+        self.sharded = False
         self._text_cache: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._session: Session | None = None
         self._sparse: dict[str, SparseAttention] = {}
@@ -127,9 +129,21 @@ class DiffusersPolicy(ABC):
         """[B, C, t, h, w] float32 guided velocity at x_t [B, C, t, h, w]; sigma is a scalar or [B]; condition is from `encode`."""
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
         with nullcontext() if self._session is None else self._session.call(len(x)):
-            if self.device.type != "cpu" or len(x) == 1:
+            if self.device.type != "cpu" or len(x) == 1 or self.sharded:
                 return self._guided(x, sigma, condition, range(len(x)))
             return torch.cat([self._guided(x[i : i + 1], sigma[i : i + 1], condition[i : i + 1], [i]) for i in range(len(x))])
+
+    def shard(self, mesh: Any) -> None:
+        """Keep a part of the frozen base only, as one of the processes of a device mesh (FSDP2).
+
+        ValueError for a model with two experts, of which the processes would not run the same one, or without an adapter.
+        """
+        from world_r1.policies import sharding
+
+        if len(self.experts) > 1:
+            raise ValueError("speed.fsdp needs a model with one transformer; this one has two experts, set speed.fsdp to false")
+        sharding.shard_blocks(self.transformer, getattr(self.transformer, self.blocks), mesh)
+        self.sharded = True
 
     @abstractmethod
     def decode(self, latents: torch.Tensor) -> np.ndarray:
