@@ -171,7 +171,7 @@ def serve(
     max_mib: Annotated[float, typer.Option(min=0.001, help="Largest body, MiB.")] = 256.0,
     address: Address = None,
 ) -> None:
-    """Score over HTTP: bodies are npz or MP4, the answer is JSON; /docs describes it."""
+    """Score over HTTP: bodies are npz, safetensors or MP4, the answer is JSON; /docs describes it."""
     from world_r1.serving import gateway
 
     gateway.serve(address, pool, host=host, port=port, token_file=token_file, max_bytes=int(max_mib * 2**20))

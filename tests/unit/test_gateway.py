@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import json
 import struct
 import tempfile
 import zipfile
@@ -17,12 +18,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from world_r1 import cli
 from world_r1.config import RewardConfig, RewardsConfig
 from world_r1.reward import Rubric
 from world_r1.serving import bodies, gateway
-from world_r1.serving.bodies import MP4, NPZ, Limits, Refused, video_of
+from world_r1.serving.bodies import MEDIA, MP4, NPZ, SAFETENSORS, Limits, Refused, video_of
 from world_r1.types import Clip, Verdict
 from world_r1.video import write_mp4
 
@@ -84,6 +86,16 @@ def test_an_npz_is_scored_and_comes_to_the_worker_as_it_was_sent(http: Any, pool
     assert clip.trajectory.command == "push in"
 
 
+def test_a_safetensors_body_is_scored(http: Any, pool: Local) -> None:
+    body = save({"video": frames(), "fps": np.array(12.5)})
+    answer = http.post("/v1/score", content=body, headers={"Content-Type": SAFETENSORS})
+    assert answer.json()["total"] == 0.25, answer.text
+    assert np.array_equal(pool.seen[0].video, frames())
+    assert pool.seen[0].fps == 12.5
+    assert http.post("/v1/score", content=save({"video": frames()}), headers={"Content-Type": SAFETENSORS}).status_code == 200
+    assert pool.seen[1].fps == 8.0
+
+
 def test_an_mp4_is_scored(http: Any, pool: Local, tmp_path: Path) -> None:
     body = write_mp4(tmp_path / "a.mp4", np.full((5, 32, 48, 3), 77, np.uint8), fps=6.0).read_bytes()
     assert http.post("/v1/score", content=body, headers={"Content-Type": MP4}).json()["total"] == 0.25
@@ -117,7 +129,28 @@ def _header(shape: tuple[int, ...], descr: str = "|u1") -> bytes:
     return file.getvalue()
 
 
+def _tensors(header: dict[str, Any], data: bytes = b"") -> bytes:
+    """A safetensors file whose header may promise anything."""
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def _entry(shape: Sequence[int], end: int, dtype: str = "U8") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [0, end]}
+
+
 BAD = {
+    "safetensors: empty": (b"", SAFETENSORS, 422),
+    "safetensors: a header of the whole memory": (struct.pack("<Q", 1 << 60) + b"{}", SAFETENSORS, 422),
+    "safetensors: no video": (save({"other": frames()}), SAFETENSORS, 422),
+    "safetensors: floats": (save({"video": np.zeros((3, 18, 22, 3), np.float32)}), SAFETENSORS, 422),
+    "safetensors: too many frames": (save({"video": np.zeros((21, 18, 22, 3), np.uint8)}), SAFETENSORS, 413),
+    "safetensors: a terabyte": (_tensors({"video": _entry((20, 1 << 20, 1 << 20, 3), 60 << 40)}), SAFETENSORS, 413),
+    "safetensors: without its data": (_tensors({"video": _entry((3, 18, 22, 3), 3564)}), SAFETENSORS, 422),
+    "safetensors: no shape": (_tensors({"video": [1]}), SAFETENSORS, 422),
+    "safetensors: a list": (struct.pack("<Q", 9) + b'["video"]', SAFETENSORS, 422),
+    "safetensors: fps of two": (save({"video": frames(), "fps": np.ones(2)}), SAFETENSORS, 422),
+    "safetensors: a nest": (struct.pack("<Q", 60_000) + b"[" * 60_000, SAFETENSORS, 422),
     "empty": (b"", NPZ, 422),
     "garbage": (b"PK\x03\x04 nothing", NPZ, 422),
     "no video": (_archive(other_npy=b"x"), NPZ, 422),
@@ -213,6 +246,18 @@ def films(draw: st.DrawFn) -> bytes:
     return body[: draw(st.integers(0, len(body)))]
 
 
+@st.composite
+def tensors(draw: st.DrawFn) -> bytes:
+    """Safetensors files that are nearly right."""
+    shape = draw(st.lists(st.one_of(st.integers(0, 24), st.integers(-3, 1 << 40)), min_size=3, max_size=5))
+    data = bytes(draw(st.sampled_from([0, 7, 3 * 18 * 22 * 3])))
+    entry = _entry(
+        draw(st.sampled_from([shape, [3, 18, 22, 3]])), len(data), draw(st.sampled_from(["U8", "U8", "F32", "BOOL", "x"]))
+    )
+    fps = {"fps": _entry((), 4, "F32")} if draw(st.booleans()) else {}
+    return _flipped(draw, _tensors({"video": entry, **fps}, data))
+
+
 def _flipped(draw: st.DrawFn, body: bytes) -> bytes:
     changed = bytearray(body)
     for _ in range(draw(st.integers(0, 4))):
@@ -222,7 +267,12 @@ def _flipped(draw: st.DrawFn, body: bytes) -> bytes:
 
 @settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    st.one_of(archives().map(lambda b: (b, NPZ)), films().map(lambda b: (b, MP4)), st.binary(max_size=99).map(lambda b: (b, NPZ)))
+    st.one_of(
+        archives().map(lambda b: (b, NPZ)),
+        films().map(lambda b: (b, MP4)),
+        tensors().map(lambda b: (b, SAFETENSORS)),
+        st.tuples(st.binary(max_size=99), st.sampled_from(MEDIA)),
+    )
 )
 def test_whatever_is_sent_is_a_video_within_the_limits_or_refused(sent: tuple[bytes, str]) -> None:
     with contextlib.suppress(Refused):
@@ -253,9 +303,9 @@ def test_a_pool_that_is_gone_is_503(http: Any, pool: Local) -> None:
     assert "secret" not in answer.text
 
 
-def test_the_description_names_both_bodies_and_every_status(http: Any) -> None:
+def test_the_description_names_all_bodies_and_every_status(http: Any) -> None:
     operation = http.get("/openapi.json").json()["paths"]["/v1/score"]["post"]
-    assert operation["requestBody"]["content"].keys() == {NPZ, MP4}
+    assert operation["requestBody"]["content"].keys() == set(MEDIA)
     assert {"200", "401", "413", "415", "422", "503"} <= operation["responses"].keys()
 
 

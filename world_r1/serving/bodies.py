@@ -1,8 +1,9 @@
-"""Reading what a stranger sends: a video as npz or MP4, bounded before it is unpacked, and nothing in it executed."""
+"""Reading what a stranger sends: a video as npz, safetensors or MP4, bounded before it is unpacked, and nothing in it executed."""
 
 from __future__ import annotations
 
 import io
+import json
 import re
 import zipfile
 from dataclasses import dataclass
@@ -13,7 +14,10 @@ import numpy as np
 #: Most frames, most pixels of a frame, most bytes of the video once unpacked.
 FRAMES, PIXELS, BYTES = 1024, 4096 * 4096, 2 << 30
 #: Media types that are read.
-NPZ, MP4 = "application/x-npz", "video/mp4"
+NPZ, SAFETENSORS, MP4 = "application/x-npz", "application/x-safetensors", "video/mp4"
+MEDIA = (NPZ, SAFETENSORS, MP4)
+#: Bytes of a safetensors header at most.
+HEADER = 1 << 16
 
 
 class Refused(ValueError):
@@ -35,13 +39,17 @@ class Limits:
 
 
 def video_of(body: bytes, media: str, limits: Limits) -> tuple[np.ndarray, float]:
-    """Frames, uint8 [T, H, W, 3], and frames per second (8 for an npz without "fps"). Raises `Refused`."""
+    """Frames, uint8 [T, H, W, 3], and frames per second (8 for arrays without "fps"). Raises `Refused`."""
     kind = media.partition(";")[0].strip().lower()
     if kind == NPZ:
         return _npz(body, limits)
+    if kind == SAFETENSORS:
+        return _safetensors(body, limits)
     if kind == MP4:
         return _mp4(body, limits)
-    raise Refused(415, f"send {NPZ} (an array video, uint8 [T, H, W, 3]) or {MP4}, got {kind or 'no content type'}")
+    raise Refused(
+        415, f"send {NPZ} or {SAFETENSORS} (an array video, uint8 [T, H, W, 3]) or {MP4}, got {kind or 'no content type'}"
+    )
 
 
 def _checked(shape: tuple[int, ...], limits: Limits) -> None:
@@ -68,11 +76,39 @@ def _npz(body: bytes, limits: Limits) -> tuple[np.ndarray, float]:
         raise
     except Exception as error:  # the many ways in which an archive can be broken
         raise Refused(422, f"not a readable npz: {' '.join(str(error).split())}") from None
+    return _rated(video, fps)
+
+
+def _rated(video: np.ndarray, fps: float) -> tuple[np.ndarray, float]:
     if video.dtype != np.uint8:
         raise Refused(422, f"a video is uint8, got {video.dtype}")
     if not (np.isfinite(fps) and 0 < fps <= 1000):
         raise Refused(422, f"fps must be positive, got {fps}")
     return video, fps
+
+
+def _safetensors(body: bytes, limits: Limits) -> tuple[np.ndarray, float]:
+    """The shape is read from the header, before any tensor is made; the data are as long as the body, so nothing is unpacked."""
+    from safetensors.numpy import load
+
+    try:
+        length = int.from_bytes(body[:8], "little")
+        if len(body) < 8 or length > min(HEADER, len(body) - 8):
+            raise Refused(
+                422, f"not a readable safetensors file: a header of {length} bytes in a body of {len(body)} (at most {HEADER})"
+            )
+        header = json.loads(body[8 : 8 + length])
+        if "video" not in header:
+            raise Refused(422, f"a safetensors body has a tensor named video, got {list(header)[:8]}")
+        _checked(tuple(int(side) for side in header["video"]["shape"]), limits)
+        tensors = load(body)
+        video = tensors["video"]
+        fps = float(tensors["fps"].reshape(()).item()) if "fps" in tensors else 8.0
+    except Refused:
+        raise
+    except Exception as error:  # the many ways in which a file can be broken
+        raise Refused(422, f"not a readable safetensors file: {' '.join(str(error).split())}") from None
+    return _rated(video, fps)
 
 
 def _header(archive: zipfile.ZipFile, limits: Limits) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Scoring from outside Ray, over HTTP (extra `gateway`): POST /v1/score with an npz or MP4 body, JSON back.
+"""Scoring from outside Ray, over HTTP (extra `gateway`): POST /v1/score with an npz, safetensors or MP4 body, JSON back.
 
 Off loopback a token is required. Bodies are bounded while they arrive and again before they are unpacked; nothing received is executed.
 """

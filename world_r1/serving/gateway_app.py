@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 
-from world_r1.serving.bodies import MP4, NPZ, Limits, Refused
+from world_r1.serving.bodies import MEDIA, Limits, Refused
 from world_r1.serving.gateway import answer_of, bounded, clip_of
 
 log = logging.getLogger(__name__)
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 #: Characters of a prompt at most, requests whose bodies are read at once, and seconds that a body may take to arrive.
 PROMPT, READERS, ARRIVAL = 4000, 8, 120.0
 #: What a request may send.
-BODIES = {"required": True, "content": {media: {"schema": {"type": "string", "format": "binary"}} for media in (NPZ, MP4)}}
+BODIES = {"required": True, "content": {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA}}
 
 
 def _errors(*codes: int) -> dict[int | str, dict[str, Any]]:
@@ -24,7 +24,7 @@ def _errors(*codes: int) -> dict[int | str, dict[str, Any]]:
         401: "No token, or a wrong one",
         408: "The body did not arrive in time",
         413: "Too large",
-        415: "Neither npz nor MP4",
+        415: "Neither npz nor safetensors nor MP4",
         422: "Not a video, or a parameter out of range",
         503: "The workers do not answer",
     }
