@@ -44,6 +44,8 @@ def train_with_trl(config: Config) -> Path:
         raise ValueError("backend trl scores in its own process; unset rewards.pools, or use backend ray")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("backend trl is a single process; for several GPUs use backend ray, or start it without torchrun")
+    if config.cluster.learners > 1:
+        raise ValueError(f"backend trl is a single process, got cluster.learners={config.cluster.learners}; use backend ray")
     stream = PromptStream.of(config)
     evaluation.heldout_prompts(config)
     with Record(config) as record:

@@ -33,6 +33,16 @@ def test_a_large_configuration_runs_once_in_small(name: str) -> None:
     assert all(row["about"] for row in rewards)
 
 
+def test_the_14b_configuration_for_two_gpus_is_valid_and_shrinks_to_one_process() -> None:
+    changes = ("cluster.learners=2", "cluster.max_staleness=0", "speed.fsdp=true", "speed.checkpoint=1.0")
+    text = (ROOT / "configs/wan2.1_14b.yaml").read_text(encoding="utf-8")
+    assert " ".join(changes) in text
+    config = load(ROOT / "configs/wan2.1_14b.yaml", changes)
+    assert config.speed.fsdp
+    small = dry_run.shrunk(config)
+    assert (small.cluster.learners, small.speed.fsdp) == (1, False)
+
+
 def test_what_is_shrunk_keeps_its_kind() -> None:
     whole, small = of("wan2.2_a14b"), dry_run.shrunk(of("wan2.2_a14b"))
     assert small.model.guidance_scale_2 == whole.model.guidance_scale_2

@@ -268,6 +268,9 @@ def test_what_this_backend_refuses(model: str, tmp_path: Path, named: str, monke
 
     with pytest.raises(ValueError, match=r"multiple of optimizer\.micro_batch=3"):
         arguments(odd, str(tmp_path))
+    several = config.model_copy(update={"cluster": config.cluster.model_copy(update={"learners": 2})})
+    with pytest.raises(ValueError, match=r"single process, got cluster\.learners=2"):
+        train_with_trl(several)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="single process"):
         train_with_trl(config)
