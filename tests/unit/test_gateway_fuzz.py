@@ -19,7 +19,7 @@ from safetensors.numpy import save
 
 from world_r1.config import RewardConfig, RewardsConfig
 from world_r1.reward import Rubric
-from world_r1.serving.bodies import NPZ, SAFETENSORS, Limits
+from world_r1.serving.bodies import MEDIA, NPZ, SAFETENSORS, Limits
 from world_r1.types import Clip, Verdict
 
 TOKEN = "correct horse battery staple"
@@ -139,3 +139,22 @@ def test_the_description_leaves_nothing_to_guess(operations: list[tuple[str, str
         assert "401" in operation["responses"]
         for parameter in operation.get("parameters", ()):
             assert {"maxLength", "pattern"} & parameter["schema"].keys(), "every string that a stranger sends is bounded"
+
+
+def test_schemathesis_finds_nothing(http: Any) -> None:
+    """Where that package is installed (it is no dependency): its own checks, on requests of its own making."""
+    schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed: pip install schemathesis")
+    from schemathesis.specs.openapi.checks import positive_data_acceptance  # a schema cannot say which bytes are a video
+
+    for media in MEDIA:
+        schemathesis.serializer(media)(lambda _, value: value if isinstance(value, bytes) else str(value).encode())
+    for media, body in GOOD.items():  # everything is imported before requests have a time-out
+        assert http.post("/v1/score", content=body, headers={"Content-Type": media, "Authorization": f"Bearer {TOKEN}"}).is_success
+    for operation in schemathesis.openapi.from_asgi("/openapi.json", http.app).get_all_operations():
+
+        @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @given(case=operation.ok().as_strategy())
+        def holds(case: Any) -> None:
+            case.call_and_validate(headers={"Authorization": f"Bearer {TOKEN}"}, excluded_checks=[positive_data_acceptance])
+
+        holds()
