@@ -114,7 +114,10 @@ SMALL = {"speed": {"attention": {"block": 16, "density": 0.4, "backend": "refere
 
 
 def test_the_bars_compare_a_row_of_each_side(found: dict[str, Any]) -> None:
-    forward, update, decode, video = bench_step.bars(found)
+    forward, update, decode, video, check = bench_step.bars(found)
+    totals = {row["row"]: row["seconds per video"]["total"] for row in found["rows"]}
+    assert float(check["default"]) == pytest.approx(totals["recommended"], rel=1e-2)
+    assert float(check["ours"]) == pytest.approx(totals["whole"], rel=1e-2)
     pieces = {row["row"]: row.get("pieces", {}) for row in found["rows"]}
     assert float(forward["default"]) == pytest.approx(pieces["public"]["default forward"], rel=1e-2)
     assert float(forward["ours"]) == pytest.approx(pieces["sparse"]["rollout"] / 2, rel=1e-2)

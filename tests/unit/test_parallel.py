@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -200,7 +201,7 @@ def test_with_a_shared_base_all_processes_run_equally_many_micro_batches() -> No
 
 def _process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    team = Processes(rank, 2, torch.distributed.FileStore(f"{folder}/store", 2))
+    team = Processes(rank, 2, _tcp(rank, Path(folder) / "port"))
     parameters = [torch.nn.Parameter(torch.zeros(3, 2)) for _ in range(3)]
     if rank == 0:
         parameters[0].grad = torch.full((3, 2), 1.5)
@@ -209,6 +210,20 @@ def _process(rank: int, folder: str) -> None:
     found = team.exchange({"rank": rank, "text": "x" * (1 + 40 * rank), "number": 0.1 + rank})
     torch.save([found, [None if p.grad is None else p.grad for p in parameters]], f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+def _tcp(rank: int, file: Path) -> torch.distributed.TCPStore:
+    """A store as learners on several machines have it: the first one listens, the others are told where."""
+    if rank == 0:
+        store = torch.distributed.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+        file.with_suffix(".draft").write_text(str(store.port))
+        file.with_suffix(".draft").rename(file)
+        return store
+    deadline = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return torch.distributed.TCPStore("127.0.0.1", int(file.read_text()), 2, is_master=False)
 
 
 @pytest.mark.slow
