@@ -7,10 +7,10 @@ import torch
 
 pytest.importorskip("triton")
 
-from world_r1_kernels.pyramid_attention import PyramidConfig, make_plan, triton_select
+from world_r1_kernels.pyramid_attention import PyramidConfig, launch, make_plan, triton_select
 from world_r1_kernels.pyramid_attention import operator as ops
 from world_r1_kernels.pyramid_attention.allocate import block_tokens, longest_prefix
-from world_r1_kernels.pyramid_attention.select import importance
+from world_r1_kernels.pyramid_attention.select import importance, plan_and_pool
 
 pytestmark = pytest.mark.skipif(not ops.interpreted(), reason="needs TRITON_INTERPRET=1, set where no GPU is")
 
@@ -84,3 +84,27 @@ def test_padded_batches_and_what_the_kernels_do_not_know() -> None:
         make_plan(q, k, PyramidConfig(levels=(1, 2), block=32), backend="triton")
     with pytest.raises(ValueError, match="backend is one of"):
         make_plan(q, k, config, backend="cuda")
+
+
+@pytest.mark.parametrize(("n", "rest", "bnhd"), [(75, 16, False), (203, 32, True)])
+def test_rest_tokens_pooled_on_the_way_are_those_of_the_attention(n: int, rest: int, bnhd: bool) -> None:
+    """The same bits from both, whatever the memory order of k and v; and gradients through them are those of the whole."""
+    q, k = inputs(n, n)
+    v = torch.randn(k.shape, generator=torch.Generator().manual_seed(1))
+    if bnhd:
+        v = v.transpose(1, 2).contiguous().transpose(1, 2)
+    config = PyramidConfig(density=0.4, block=32, rest=rest)
+    plan, pyramid = plan_and_pool(q, k, v, config, 0.25, "triton")
+    assert pyramid is not None
+    assert torch.equal(plan.levels, make_plan(q, k, config, scale=0.25, backend="triton").levels)
+    expected = launch.pool(k, v.contiguous(), None, launch.Geometry.of(q, k, plan, False))
+    assert torch.equal(pyramid.wide, expected.wide)
+    assert torch.equal(pyramid.bias, expected.bias)
+    assert torch.equal(pyramid.variance, expected.variance)
+    results = []
+    for given in (pyramid, None):
+        leaves = [x.contiguous().requires_grad_() for x in (q, k, v)]
+        out, _ = ops.attend(leaves[0], leaves[1], leaves[2], plan, 0.25, False, given)
+        results.append([out, *torch.autograd.grad(out.sin().sum(), leaves)])
+    for shared, alone in zip(*results, strict=True):
+        assert torch.equal(shared, alone)

@@ -112,7 +112,7 @@ def ours(shape: Shape, row: dict[str, Any], steps: Steps, device: torch.device) 
         row["forward with everything, CUDA graph ms"] = replayed
         steps.say(f"  forward with everything, replayed as a CUDA graph: {replayed:.3f} ms")
     if row["rest"] == 128:
-        note("forward with everything, blocks of 64", lambda: pyramid_attention(q, k, v, replace(config, block=64)))
+        note("forward with everything, blocks of 64", lambda: pyramid_attention(q, k, v, replace(config, block=64, rest=64)))
     flex = steps.step(f"{label} FlexAttention", lambda: _flex(q, k, v, plan), needs=60)
     if flex is not None:
         row["flex forward ms"] = flex
@@ -202,7 +202,6 @@ def parts(
     settings, scale = tuning.forward_settings(device, width), width**-0.5
     note("select", lambda: make_plan(q, k, config))
     note("pool", lambda: launch.pool(k, v, None, g))
-    note("pool, as products", lambda: launch.pool(k, v, None, g, by_rows=False))
     note("list", lambda: launch.lists(plan, pyramid, g))
     note("kernel", lambda: launch.attend(q, k, v, plan, pyramid, listed, out, lse, scale, settings, g))
     for phase, name in ((1, "kernel, full blocks alone"), (2, "kernel, other parts alone")):

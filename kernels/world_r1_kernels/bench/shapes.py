@@ -44,7 +44,10 @@ QUICK_CPU = (Shape("smoke", 1, 1, 300, 64),)
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Machine, driver, torch, triton and commit, for every result file."""
+    """Machine, driver, torch, triton and commit, for every result file.
+
+    Where the code came as an archive, without its history, the variable WORLD_R1_COMMIT says which commit it is.
+    """
     try:
         import triton
 
@@ -52,13 +55,14 @@ def machine(device: torch.device) -> dict[str, Any]:
     except ImportError:
         triton_version = None
     gpu = device.type == "cuda"
+    given = os.environ.get("WORLD_R1_COMMIT")
     return {
         "device": torch.cuda.get_device_name(device) if gpu else f"{platform.machine()} CPU, {os.cpu_count()} cores",
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0] if gpu else None,
         "torch": torch.__version__,
         "triton": triton_version,
-        "commit": _output("git", "rev-parse", "--short=12", "HEAD") or None,
-        "changed": bool(_output("git", "status", "--porcelain", "--untracked-files=no")),
+        "commit": given or _output("git", "rev-parse", "--short=12", "HEAD") or None,
+        "changed": not given and bool(_output("git", "status", "--porcelain", "--untracked-files=no")),
     }
 
 

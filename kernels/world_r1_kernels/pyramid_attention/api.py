@@ -6,13 +6,16 @@ import importlib.util
 import warnings
 from functools import cache
 from itertools import pairwise
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 
 from world_r1_kernels.pyramid_attention import reference
 from world_r1_kernels.pyramid_attention.plan import Plan
-from world_r1_kernels.pyramid_attention.select import PyramidConfig, make_plan
+from world_r1_kernels.pyramid_attention.select import PyramidConfig, make_plan, plan_and_pool
+
+if TYPE_CHECKING:
+    from world_r1_kernels.pyramid_attention.launch import Pyramid
 
 BACKENDS = ("auto", "triton", "reference")
 LAYOUTS = ("BHND", "BNHD")
@@ -56,10 +59,11 @@ def pyramid_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if scale <= 0:
         raise ValueError(f"scale must be positive, got {scale}")
+    pyramid = None
     if not isinstance(plan, Plan):
         _check_heads(qh, kh, vh)
-        drawn: Plan = make_plan(qh, kh, plan or PyramidConfig(), scale=scale)
-        plan = drawn
+        drawn: tuple[Plan, Pyramid | None] = plan_and_pool(qh, kh, vh, plan or PyramidConfig(), scale)
+        plan, pyramid = drawn
     reference.check_shapes(qh, kh, vh, plan)
     if plan.levels.device != q.device:
         plan = plan.to(q.device)
@@ -70,7 +74,7 @@ def pyramid_attention(
         from world_r1_kernels.pyramid_attention import operator
 
         _check_kernel_inputs(q, k, v, plan)
-        out, lse = operator.attend(q, k, v, plan, scale, bnhd)
+        out, lse = operator.attend(q, k, v, plan, scale, bnhd, pyramid)
     return (out, lse) if return_lse else out
 
 

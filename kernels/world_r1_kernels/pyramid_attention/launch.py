@@ -89,12 +89,44 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Pyramid:
-    """Pooled keys and values [B, Hkv, rows, D], log2 counts and covariance traces [B, Hkv, rows] float32."""
+    """Pooled keys and values, and of each the log2 count and the covariance trace."""
 
-    keys: torch.Tensor
-    values: torch.Tensor
-    bias: torch.Tensor
-    variance: torch.Tensor
+    wide: torch.Tensor
+    """Keys and values [2, B, Hkv, rows, D], in the dtype of k."""
+    flat: torch.Tensor
+    """Log2 counts and covariance traces, float32: [2, B * Hkv * rows and up to three unused], so that both begin where descriptors may."""
+
+    @classmethod
+    def empty(cls, k: torch.Tensor, batch: int, kv_heads: int, rows: int) -> Pyramid:
+        """Buffers that a kernel is to fill, beside k."""
+        return cls(
+            torch.empty(2, batch, kv_heads, rows, k.shape[-1], dtype=k.dtype, device=k.device),
+            torch.empty(2, -(-batch * kv_heads * rows // 4) * 4, dtype=torch.float32, device=k.device),
+        )
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """[B, Hkv, rows, D]."""
+        return self.wide[0]
+
+    @property
+    def values(self) -> torch.Tensor:
+        """[B, Hkv, rows, D]."""
+        return self.wide[1]
+
+    @property
+    def bias(self) -> torch.Tensor:
+        """[B, Hkv, rows]."""
+        return self._of_head(0)
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """[B, Hkv, rows]."""
+        return self._of_head(1)
+
+    def _of_head(self, which: int) -> torch.Tensor:
+        shape = self.wide.shape[1:4]
+        return self.flat[which, : shape.numel()].view(shape)
 
 
 @dataclass(frozen=True)
@@ -114,23 +146,22 @@ def power_of_two(n: int) -> int:
     return 1 << max(1, (n - 1).bit_length())
 
 
-def pool(k: torch.Tensor, v: torch.Tensor, lengths: torch.Tensor | None, g: Geometry, by_rows: bool = True) -> Pyramid:
-    """All pooled levels that `g.sizes` names, and the rest tokens; `by_rows`: those alone are summed row by row, not as products."""
-    shape = (g.batch, g.kv_heads, g.rows)
-    pyramid = Pyramid(
-        k.new_empty(*shape, g.width),
-        v.new_empty(*shape, g.width),
-        k.new_empty(shape, dtype=torch.float32),
-        k.new_empty(shape, dtype=torch.float32),
-    )
-    tensors = (k, v, pyramid.keys, pyramid.values, pyramid.bias, pyramid.variance, k if lengths is None else lengths)
+def pool(k: torch.Tensor, v: torch.Tensor, lengths: torch.Tensor | None, g: Geometry) -> Pyramid:
+    """All pooled levels that `g.sizes` names, and the rest tokens."""
+    pyramid = Pyramid.empty(k, g.batch, g.kv_heads, g.rows)
+    outputs = (pyramid.keys, pyramid.values, pyramid.bias, pyramid.variance, k if lengths is None else lengths)
     common = {"D": g.width, "BK": g.block, "REST": g.rest, "BNHD": g.bnhd, "VARLEN": lengths is not None, "num_warps": 4}
-    if by_rows and not g.pyramid:
-        pool_kernels.rest_kernel[(g.nk, g.kv_heads, g.batch)](*tensors, g.kv_heads, g.n_k, g.rows, g.bases[3], **common)
-    else:
-        pool_kernels.pool_kernel[(g.nk, g.kv_heads, g.batch)](
-            *tensors, g.kv_heads, g.n_k, g.nk, g.rows, *g.bases, **common, L2=2 in g.sizes, L4=4 in g.sizes, L8=8 in g.sizes
+    grid = (g.nk, g.kv_heads, g.batch)
+    if g.pyramid:
+        pool_kernels.pool_kernel[grid](
+            k, v, *outputs, g.kv_heads, g.n_k, g.nk, g.rows, *g.bases, **common, L2=2 in g.sizes, L4=4 in g.sizes, L8=8 in g.sizes
         )
+    else:
+        unused = (pyramid.bias,) * 4
+        pool_kernels.keys_kernel[grid](
+            k, v, *unused, *outputs, g.kv_heads, g.n_k, g.rows, g.bases[3],
+            **common, V_BNHD=g.bnhd, SELECT=False, POOL=True, DROP=False,
+        )  # fmt: skip
     return pyramid
 
 
@@ -171,10 +202,11 @@ def forward(
     scale: float,
     settings: ForwardSettings,
     bnhd: bool,
+    pyramid: Pyramid | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output like q, and log-sum-exp [B, H, Nq] float32. q, k, v contiguous."""
+    """Output like q, and log-sum-exp [B, H, Nq] float32. q, k, v contiguous; `pyramid` is what `pool` would return, where it is known."""
     g = Geometry.of(q, k, plan, bnhd)
-    pyramid = pool(k, v, plan.lengths, g)
+    pyramid = pool(k, v, plan.lengths, g) if pyramid is None else pyramid
     listed = lists(plan, pyramid, g)
     out = torch.empty_like(q)
     lse = torch.empty(g.batch, g.heads, g.n_q, dtype=torch.float32, device=q.device)
@@ -214,8 +246,8 @@ def attend(
     part = (out, lse)  # not used by a single launch
     if phases != (0,):  # 16-bit like the output: a second rounding, which costs less than writing and reading 32 bits
         part = (torch.empty(*lse.shape, g.width, dtype=q.dtype, device=q.device), torch.empty_like(lse))
-    rows = min(s.rows, g.block)
     for phase in phases:
+        rows = min(s.pooled_rows if phase == 2 else s.rows, g.block)
         kernels.forward_kernel[(g.nq * (g.block // rows), g.heads, g.batch)](
             *descriptors, q, k, v, pyramid.keys, pyramid.values, pyramid.bias, pyramid.variance,
             plan.levels, listed.blocks, listed.counts, listed.seen, plan.levels if plan.lengths is None else plan.lengths, out, lse,

@@ -91,9 +91,10 @@ def backward(
     scale: float,
     settings: BackwardSettings,
     bnhd: bool,
+    pyramid: Pyramid | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of q, k and v. Pools and lists again rather than keeping them: they are small to compute and large to keep."""
-    work = prepare_backward(q, k, v, out, lse, grad_out, grad_lse, plan, scale, settings, bnhd)
+    """Gradients of q, k and v. Lists again rather than keeping them, and pools where the forward was not given its `pyramid`."""
+    work = prepare_backward(q, k, v, out, lse, grad_out, grad_lse, plan, scale, settings, bnhd, pyramid)
     return grad_q(work), *grad_kv(work, grad_pooled(work))
 
 
@@ -109,10 +110,11 @@ def prepare_backward(
     scale: float,
     settings: BackwardSettings,
     bnhd: bool,
+    pyramid: Pyramid | None = None,
 ) -> Backward:
     """Pyramid, lists, rowsum(dO O) - dLSE and |q|^2."""
     g = Geometry.of(q, k, plan, bnhd)
-    pyramid = pool(k, v, plan.lengths, g)
+    pyramid = pool(k, v, plan.lengths, g) if pyramid is None else pyramid
     listed = lists(plan, pyramid, g)
     stats = torch.empty(3, g.batch, g.heads, g.nq * g.block, dtype=torch.float32, device=q.device)
     log2_sum, delta, square = stats.unbind()

@@ -26,6 +26,10 @@ def _plan(
     )  # fmt: skip
 
 
+def _pyramid(pooled: torch.Tensor | None, stats: torch.Tensor | None) -> launch.Pyramid | None:
+    return None if pooled is None or stats is None else launch.Pyramid(pooled, stats)
+
+
 @library.custom_op("world_r1::pyramid_attention", mutates_args=())
 def _attend(
     q: torch.Tensor,
@@ -42,10 +46,13 @@ def _attend(
     everywhere: bool,
     correction: str,
     causal: bool,
+    pooled: torch.Tensor | None = None,
+    pooled_stats: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     plan = _plan(q, k, levels.contiguous(), lengths, bnhd, block, rest, sizes, has_rest, everywhere, correction, causal)
-    return launch.forward(q, k, v, plan, scale, forward_settings(q.device, q.shape[-1]).for_block(block), bnhd)
+    settings = forward_settings(q.device, q.shape[-1]).for_block(block)
+    return launch.forward(q, k, v, plan, scale, settings, bnhd, _pyramid(pooled, pooled_stats))
 
 
 @_attend.register_fake
@@ -79,12 +86,16 @@ def _attend_backward(
     everywhere: bool,
     correction: str,
     causal: bool,
+    pooled: torch.Tensor | None = None,
+    pooled_stats: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     q, k, v, grad_out = (x.contiguous() for x in (q, k, v, grad_out))
     plan = _plan(q, k, levels.contiguous(), lengths, bnhd, block, rest, sizes, has_rest, everywhere, correction, causal)
     settings = backward_settings(q.device, q.shape[-1]).for_block(block)
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
-    return launch_backward.backward(q, k, v, out, lse, grad_out, grad_lse, plan, scale, settings, bnhd)
+    return launch_backward.backward(
+        q, k, v, out, lse, grad_out, grad_lse, plan, scale, settings, bnhd, _pyramid(pooled, pooled_stats)
+    )
 
 
 @_attend_backward.register_fake
@@ -96,28 +107,34 @@ def _(
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    q, k, v, levels, lengths, *ctx.settings = inputs
-    ctx.save_for_backward(q, k, v, *output, levels, lengths)
+    q, k, v, levels, lengths, *settings, pooled, stats = inputs
+    ctx.settings = settings
+    ctx.save_for_backward(q, k, v, *output, levels, lengths, pooled, stats)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, grad_out: torch.Tensor | None, grad_lse: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    q, k, v, out, lse, levels, lengths = ctx.saved_tensors
+    q, k, v, out, lse, levels, lengths, pooled, stats = ctx.saved_tensors
     grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-    grads = _attend_backward(grad_out, grad_lse, q, k, v, out, lse, levels, lengths, *ctx.settings)
-    return *grads, *(None,) * (2 + len(ctx.settings))
+    grads = _attend_backward(grad_out, grad_lse, q, k, v, out, lse, levels, lengths, *ctx.settings, pooled, stats)
+    return *grads, *(None,) * (4 + len(ctx.settings))
 
 
 _attend.register_autograd(_differentiate, setup_context=_remember)
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan, scale: float, bnhd: bool
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan, scale: float, bnhd: bool, pyramid: launch.Pyramid | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output like q, and log-sum-exp [B, H, Nq] float32; arguments are checked by the caller."""
+    """Output like q, and log-sum-exp [B, H, Nq] float32; arguments are checked by the caller.
+
+    `pyramid`: the pooled keys and values, where selection made them on its way; they are constants here, and the gradients are still those
+    of the whole, with respect to k and v.
+    """
+    pooled = (None, None) if pyramid is None else (pyramid.wide, pyramid.flat)
     return _attend(
         q, k, v, plan.levels, plan.lengths, scale, bnhd,
-        plan.block, plan.rest, list(plan.sizes), plan.has_rest, plan.everywhere, plan.correction, plan.causal,
+        plan.block, plan.rest, list(plan.sizes), plan.has_rest, plan.everywhere, plan.correction, plan.causal, *pooled,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -28,6 +29,9 @@ from world_r1_kernels.pyramid_attention.allocate import (
 )
 from world_r1_kernels.pyramid_attention.plan import CORRECTIONS, PYRAMID, Plan, blocks
 from world_r1_kernels.pyramid_attention.reference import pool
+
+if TYPE_CHECKING:
+    from world_r1_kernels.pyramid_attention.launch import Pyramid
 
 ALLOCATIONS = ("budget", "quota", "top_p")
 
@@ -71,6 +75,8 @@ class PyramidConfig:
             raise ValueError(f"correction is one of {', '.join(CORRECTIONS)}, got {self.correction!r}")
         if 1 not in self.levels or not set(self.levels) <= set(PYRAMID):
             raise ValueError(f"levels are of {PYRAMID} and 1 is among them, got {self.levels}")
+        if self.rest is not None and self.rest > self.block:
+            raise ValueError(f"a rest token stands for at most a block's {self.block} tokens, got rest={self.rest}")
         if not set(self.similarity) <= {2, 4, 8}:
             raise ValueError(f"similarity has thresholds for levels 2, 4 and 8, got {dict(self.similarity)}")
         if self.allocation == "top_p":
@@ -128,8 +134,26 @@ def _fast(q: torch.Tensor, config: PyramidConfig, backend: str) -> bool:
     return able
 
 
+@torch.no_grad()
+def plan_and_pool(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, config: PyramidConfig, scale: float, backend: str = "auto"
+) -> tuple[Plan, Pyramid | None]:
+    """`make_plan`, and the rest tokens of k and v, which the selection kernels pool in the same pass; None where they do not apply."""
+    alike = v.shape == k.shape and v.dtype == k.dtype and not (config.causal and q.shape[2] != k.shape[2])
+    if config.rest == 0 or not alike or not _fast(q, config, backend):
+        return make_plan(q, k, config, scale=scale, backend=backend), None
+    return _select_fast(q, k, config, scale, v)
+
+
 def _draw_fast(q: torch.Tensor, k: torch.Tensor, config: PyramidConfig, scale: float | None) -> Plan:
-    """`_draw` by the selection kernels; everything that depends on shapes alone is computed here, on the host."""
+    """`_draw` by the selection kernels."""
+    return _select_fast(q, k, config, scale)[0]
+
+
+def _select_fast(
+    q: torch.Tensor, k: torch.Tensor, config: PyramidConfig, scale: float | None, v: torch.Tensor | None = None
+) -> tuple[Plan, Pyramid | None]:
+    """The selection kernels' plan, and with v the rest tokens; everything that depends on shapes alone is computed here, on the host."""
     from world_r1_kernels.pyramid_attention import triton_select
 
     n_q, n_k = q.shape[2], k.shape[2]
@@ -142,9 +166,9 @@ def _draw_fast(q: torch.Tensor, k: torch.Tensor, config: PyramidConfig, scale: f
     found = triton_select.select_levels(
         q, k, block=config.block, rest=config.rest or config.block, drop=config.rest == 0, causal=config.causal,
         scale=q.shape[-1] ** -0.5 if scale is None else scale, budget=budget, number=number if config.allocation == "quota" else (),
-        dense_rows=dense[0], dense_columns=dense[1], least=config.min_blocks,
+        dense_rows=dense[0], dense_columns=dense[1], least=config.min_blocks, v=v,
     )  # fmt: skip
-    return _plan_of(found.levels, n_q, n_k, config)
+    return _plan_of(found.levels, n_q, n_k, config), found.pyramid
 
 
 @lru_cache(maxsize=64)

@@ -86,31 +86,52 @@ def row_sums(X, row, col, ld, first, n, SIZE: tl.constexpr, GROUPS: tl.constexpr
 
 
 @triton.jit
-def rest_kernel(
-    K, V, KP, VP, BIAS, VAR, LENGTHS, heads, length, rows, base_rest,
-    D: tl.constexpr, BK: tl.constexpr, REST: tl.constexpr, BNHD: tl.constexpr, VARLEN: tl.constexpr,
+def keys_kernel(
+    K, V, MEAN, MEAN_BIAS, MEAN_VAR, RANK, KP, VP, BIAS, VAR, LENGTHS, heads, length, rows, base_rest,
+    D: tl.constexpr, BK: tl.constexpr, REST: tl.constexpr, BNHD: tl.constexpr, V_BNHD: tl.constexpr, VARLEN: tl.constexpr,
+    SELECT: tl.constexpr, POOL: tl.constexpr, DROP: tl.constexpr,
 ):  # fmt: skip
-    """One program a key block: rest tokens alone, where a plan has no levels between."""
+    """One program a key block, one read of K and V for all that selection and attention want of them beside themselves.
+
+    SELECT: mean, log2 count and covariance trace of groups of 8 tokens, and the block's rank factor: the variance within groups of REST
+    tokens over the keys that level 1 costs more. POOL: rest tokens, where a plan has no levels between.
+    """
     j, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     n = tl.load(LENGTHS + b) if VARLEN else length
-    row0, col0 = origin(b, h, heads, length, D, BNHD)
-    ld = heads * D if BNHD else D
+    row, col = origin(b, h, heads, length, D, BNHD)
     first = j * BK
+    head = b * heads + h
+    d = tl.arange(0, D)
+    PER: tl.constexpr = BK // 8
     RESTS: tl.constexpr = BK // REST
-    PER: tl.constexpr = REST // 8
-    k, s = row_sums(K, row0, col0, ld, first, n, 8, BK // 8, D)
-    v, _ = row_sums(V, row0, col0, ld, first, n, 8, BK // 8, D)
+    total, squares = row_sums(K, row, col, heads * D if BNHD else D, first, n, 8, PER, D)
     p = tl.arange(0, RESTS)
     count = tl.minimum(tl.maximum(n - first - p * REST, 0), REST)
     inverse = 1.0 / tl.maximum(count, 1).to(tl.float32)
-    at = ((b * heads + h) * rows + base_rest + j * RESTS + p).to(tl.int64)
-    wide = at[:, None] * D + tl.arange(0, D)[None, :]
-    mean = tl.sum(tl.reshape(k, [RESTS, PER, D]), 1) * inverse[:, None]
-    tl.store(KP + wide, mean.to(KP.dtype.element_ty))
-    tl.store(VP + wide, (tl.sum(tl.reshape(v, [RESTS, PER, D]), 1) * inverse[:, None]).to(VP.dtype.element_ty))
-    square = tl.sum(tl.reshape(s, [RESTS, PER]), 1) * inverse
-    tl.store(VAR + at, tl.maximum(square - tl.sum(mean * mean, 1), 0.0))
-    tl.store(BIAS + at, tl.where(count > 0, tl.math.log2(tl.maximum(count, 1).to(tl.float32)), -float("inf")))
+    centre = tl.sum(tl.reshape(total, [RESTS, REST // 8, D]), 1) * inverse[:, None]
+    within = tl.maximum(tl.sum(tl.reshape(squares, [RESTS, REST // 8]), 1) * inverse - tl.sum(centre * centre, 1), 0.0)
+    if SELECT:
+        g = tl.arange(0, PER)
+        of_group = tl.minimum(tl.maximum(n - first - g * 8, 0), 8)
+        share = 1.0 / tl.maximum(of_group, 1).to(tl.float32)
+        mean = total * share[:, None]
+        to = ((head * tl.num_programs(0) + j) * PER + g).to(tl.int64)
+        tl.store(MEAN + to[:, None] * D + d[None, :], mean.to(MEAN.dtype.element_ty))
+        tl.store(MEAN_VAR + to, tl.maximum(squares * share - tl.sum(mean * mean, 1), 0.0))
+        tl.store(MEAN_BIAS + to, tl.where(of_group > 0, tl.math.log2(tl.maximum(of_group, 1).to(tl.float32)), -1.0e30))
+        tokens = tl.minimum(n - first, BK)
+        groups = tl.cdiv(tokens, REST)
+        extra = tl.maximum(tokens - (0 if DROP else groups), 1)
+        tl.store(RANK + head * tl.num_programs(0) + j, tl.sum(tl.where(count > 0, within, 0.0), 0) / groups / extra)
+    if POOL:
+        at = (head * rows + base_rest + j * RESTS + p).to(tl.int64)
+        tl.store(KP + at[:, None] * D + d[None, :], centre.to(KP.dtype.element_ty))
+        tl.store(VAR + at, within)
+        tl.store(BIAS + at, tl.where(count > 0, tl.math.log2(tl.maximum(count, 1).to(tl.float32)), -float("inf")))
+        v_row, v_col = origin(b, h, heads, length, D, V_BNHD)
+        v, _ = row_sums(V, v_row, v_col, heads * D if V_BNHD else D, first, n, 8, PER, D)
+        v = tl.sum(tl.reshape(v, [RESTS, REST // 8, D]), 1) * inverse[:, None]
+        tl.store(VP + at[:, None] * D + d[None, :], v.to(VP.dtype.element_ty))
 
 
 @triton.jit

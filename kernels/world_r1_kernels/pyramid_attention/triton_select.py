@@ -15,9 +15,12 @@ from functools import lru_cache
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
+from world_r1_kernels.pyramid_attention.launch import Pyramid
 from world_r1_kernels.pyramid_attention.triton import LOG2E, origin
-from world_r1_kernels.pyramid_attention.triton_pool import row_sums
+from world_r1_kernels.pyramid_attention.triton_pool import keys_kernel, row_sums
+from world_r1_kernels.pyramid_attention.tuning import has_tma
 
 #: Copies of the first histogram, by query block: where most scores fall into a few bins, atomics on one copy wait for each other.
 COPIES = tl.constexpr(4)
@@ -29,44 +32,25 @@ FORCED = tl.constexpr(2147483647)
 
 @triton.jit
 def means_kernel(
-    X, MEAN, SQUARE, VAR, RANK, heads, length, rows,
-    D: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr, BNHD: tl.constexpr, REST: tl.constexpr, DROP: tl.constexpr,
+    X, MEAN, SQUARE, heads, length, rows,
+    D: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr, BNHD: tl.constexpr,
 ):  # fmt: skip
-    """Mean, mean square norm and covariance trace of groups of GROUP tokens; one program a block of tokens.
-
-    With REST > 0 also the block's rank factor: the variance within groups of REST tokens over the keys that level 1 costs more.
-    """
+    """Mean and mean square norm of groups of GROUP queries; one program a block of them."""
     i, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row, col = origin(b, h, heads, length, D, BNHD)
-    ld = heads * D if BNHD else D
-    d = tl.arange(0, D)
     PER: tl.constexpr = BLOCK // GROUP
     g = tl.arange(0, PER)
-    total, squares = row_sums(X, row, col, ld, i * BLOCK, length, GROUP, PER, D)
-    count = tl.minimum(tl.maximum(length - i * BLOCK - g * GROUP, 0), GROUP)
-    inverse = 1.0 / tl.maximum(count, 1).to(tl.float32)
-    mean = total * inverse[:, None]
+    total, squares = row_sums(X, row, col, heads * D if BNHD else D, i * BLOCK, length, GROUP, PER, D)
+    inverse = 1.0 / tl.maximum(tl.minimum(length - i * BLOCK - g * GROUP, GROUP), 1).to(tl.float32)
     at = ((b * heads + h) * rows + i * PER + g).to(tl.int64)
-    tl.store(MEAN + at[:, None] * D + d[None, :], mean.to(MEAN.dtype.element_ty))
+    tl.store(MEAN + at[:, None] * D + tl.arange(0, D)[None, :], (total * inverse[:, None]).to(MEAN.dtype.element_ty))
     tl.store(SQUARE + at, squares * inverse)
-    tl.store(VAR + at, tl.maximum(squares * inverse - tl.sum(mean * mean, 1), 0.0))
-    if REST > 0:  # GROUP divides REST
-        tokens = tl.minimum(length - i * BLOCK, BLOCK)
-        groups = tl.cdiv(tokens, REST)
-        RESTS: tl.constexpr = BLOCK // REST
-        of_rest = tl.minimum(tl.maximum(tokens - tl.arange(0, RESTS) * REST, 0), REST)
-        share = 1.0 / tl.maximum(of_rest, 1).to(tl.float32)
-        centre = tl.sum(tl.reshape(total, [RESTS, REST // GROUP, D]), 1) * share[:, None]
-        held = tl.sum(tl.reshape(squares, [RESTS, REST // GROUP]), 1) * share
-        hidden = tl.sum(tl.where(of_rest > 0, tl.maximum(held - tl.sum(centre * centre, 1), 0.0), 0.0), 0) / groups
-        extra = tl.maximum(tokens - (0 if DROP else groups), 1)
-        tl.store(RANK + (b * heads + h) * tl.num_programs(0) + i, hidden / extra)
 
 
 @triton.jit
 def score_kernel(
-    QM, QS, KM, KV, SCORE, scale, heads, group, n_k, q_rows, k_rows, nk, tiles, steps,
-    D: tl.constexpr, QT: tl.constexpr, PER: tl.constexpr, NB: tl.constexpr,
+    k_desc, b_desc, v_desc, QM, QS, KM, KB, KV, SCORE, scale, heads, group, q_rows, k_rows, nk, tiles, steps,
+    D: tl.constexpr, QT: tl.constexpr, PER: tl.constexpr, NB: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """Log2-sum-exp over each key block of the logits of QT query means: SCORE [B, H, q_rows, nk].
 
@@ -88,11 +72,16 @@ def score_kernel(
     ones = (tl.arange(0, NB * PER)[:, None] // PER == g[None, :]).to(q.dtype)
     for t in tl.range(begin, tl.minimum(begin + steps, tl.cdiv(nk, NB)), num_stages=2):
         c = t * NB * PER + tl.arange(0, NB * PER)
-        k_at = ((b * kv_heads + kv) * k_rows + c).to(tl.int64)
-        count = tl.minimum(tl.maximum(n_k - c * 8, 0), 8)
-        k = tl.load(KM + k_at[:, None] * D + d[None, :], mask=c[:, None] < k_rows, other=0.0)
-        bias = tl.where(count > 0, tl.math.log2(tl.maximum(count, 1).to(tl.float32)), -1.0e30)
-        spread = tl.load(KV + k_at, mask=c < k_rows, other=0.0)
+        start = (b * kv_heads + kv) * k_rows + t * NB * PER
+        if TMA:  # rows past the end are another head's
+            k = k_desc.load([start, 0])
+            bias = tl.where(c < k_rows, b_desc.load([start]), -1.0e30)
+            spread = tl.where(c < k_rows, v_desc.load([start]), 0.0)
+        else:
+            k_at = ((b * kv_heads + kv) * k_rows + c).to(tl.int64)
+            k = tl.load(KM + k_at[:, None] * D + d[None, :], mask=c[:, None] < k_rows, other=0.0)
+            bias = tl.load(KB + k_at, mask=c < k_rows, other=-1.0e30)
+            spread = tl.load(KV + k_at, mask=c < k_rows, other=0.0)
         s = tl.dot(q, k.T) * (scale * LOG2E) + tl.minimum(square[:, None] * spread[None, :] + bias[None, :], 2 * bias[None, :])
         top = tl.max(s, 1)
         held = tl.dot(tl.math.exp2(s - top[:, None]).to(q.dtype), ones)
@@ -239,6 +228,8 @@ class Selection:
     """float32 [B, H, nq, nk], if asked for."""
     rank: torch.Tensor
     """float32 [B, Hkv, nk]: the factor of m^2 in a block's score."""
+    pyramid: Pyramid | None = None
+    """Rest tokens for the attention itself, if v was given."""
 
 
 @lru_cache(maxsize=64)
@@ -261,12 +252,13 @@ def select_levels(
     dense_columns: Sequence[int] = (),
     least: int = 1,
     keep_mass: bool = False,
+    v: torch.Tensor | None = None,
 ) -> Selection:
     """Map of q [B, H, Nq, D] on k [B, Hkv, Nk, D]: level 1 for the chosen blocks, `rest` (0 with `drop`) for the others.
 
     With `number`, one per query block, each row gets that many blocks ("quota"); otherwise each head gets blocks for `budget` query-key
     pairs beyond what rest tokens cost. `dense_rows`, `dense_columns` (0 or 1 per block) must be seen in full, and the `least` heaviest of
-    each row. Either axis order in memory; other strides are copied.
+    each row. Either axis order in memory; other strides are copied. With v [B, Hkv, Nk, D] the rest tokens are pooled on the way.
     """
     (q, q_bnhd), (k, k_bnhd) = _layout(q), _layout(k)
     batch, heads, n_q, width = q.shape
@@ -274,38 +266,46 @@ def select_levels(
     nq, nk = -(-n_q // block), -(-n_k // block)
     device = q.device
 
-    def means(
-        x: torch.Tensor, n: int, group: int, bnhd: bool, rest: int, rank: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        rows = n * (block // group)
-        mean = torch.empty(*x.shape[:2], rows, width, dtype=x.dtype, device=device)
-        square, variance = (torch.empty(*x.shape[:2], rows, dtype=torch.float32, device=device) for _ in range(2))
-        means_kernel[(n, x.shape[1], batch)](
-            x, mean, square, variance, rank, x.shape[1], x.shape[2], rows,
-            D=width, BLOCK=block, GROUP=group, BNHD=bnhd, REST=rest, DROP=drop, num_warps=4,
-        )  # fmt: skip
-        return mean, square, variance
-
+    q_mean = torch.empty(batch, heads, nq * 8, width, dtype=q.dtype, device=device)
+    q_square = torch.empty(batch, heads, nq * 8, dtype=torch.float32, device=device)
+    means_kernel[(nq, heads, batch)](
+        q, q_mean, q_square, heads, n_q, nq * 8, D=width, BLOCK=block, GROUP=block // 8, BNHD=q_bnhd, num_warps=4
+    )
+    k_rows = nk * (block // 8)
+    k_mean = torch.empty(batch, kv_heads, k_rows, width, dtype=k.dtype, device=device)
+    k_bias, k_variance = torch.empty(2, batch, kv_heads, k_rows, dtype=torch.float32, device=device).unbind()
     rank = torch.empty(batch, kv_heads, nk, dtype=torch.float32, device=device)
-    q_mean, q_square, _ = means(q, nq, block // 8, q_bnhd, 0, rank)
-    k_mean, _, k_variance = means(k, nk, 8, k_bnhd, rest, rank)
+    pyramid = None if v is None else Pyramid.empty(k, batch, kv_heads, nk * (block // rest))
+    values, v_bnhd = (k, k_bnhd) if v is None else _layout(v)
+    pooled = (rank,) * 4 if pyramid is None else (pyramid.keys, pyramid.values, pyramid.bias, pyramid.variance)
+    keys_kernel[(nk, kv_heads, batch)](
+        k, values, k_mean, k_bias, k_variance, rank, *pooled, rank, kv_heads, n_k, nk * (block // rest), 0,
+        D=width, BK=block, REST=rest, BNHD=k_bnhd, V_BNHD=v_bnhd, VARLEN=False, SELECT=True, POOL=v is not None, DROP=drop,
+        num_warps=4,
+    )  # fmt: skip
     score = torch.empty(batch, heads, nq * 8, nk, dtype=torch.float32, device=device)
     tile, step = 64, max(1, 128 // (block // 8))
     tiles = -(-nq * 8 // tile)
     rounds = -(-nk // step)
     steps = -(-rounds // 4)  # about four programs a tile: one for every processor would leave a long tail
+    tma = has_tma(device) and k_rows >= step * (block // 8)
+    sources: list[torch.Tensor | TensorDescriptor] = [k_mean, k_bias, k_variance]
+    if tma:
+        rows = step * (block // 8)
+        sources = [TensorDescriptor(k_mean.view(-1, width), [batch * kv_heads * k_rows, width], [width, 1], [rows, width])]
+        sources += [TensorDescriptor(x.view(-1), [x.numel()], [1], [rows]) for x in (k_bias, k_variance)]
     score_kernel[(tiles * -(-rounds // steps), heads, batch)](
-        q_mean, q_square, k_mean, k_variance, score, scale, heads, heads // kv_heads, n_k, nq * 8, k_mean.shape[2], nk, tiles, steps,
-        D=width, QT=tile, PER=block // 8, NB=step, num_warps=4,
+        *sources, q_mean, q_square, k_mean, k_bias, k_variance, score, scale, heads, heads // kv_heads, nq * 8, k_rows, nk, tiles, steps,
+        D=width, QT=tile, PER=block // 8, NB=step, TMA=tma, num_warps=4,
     )  # fmt: skip
     levels = torch.empty(batch, heads, nq, nk, dtype=torch.uint8, device=device)
     key = torch.empty(batch, heads, nq, nk, dtype=torch.int32, device=device)
     mass = torch.empty(batch, heads, nq, nk, dtype=torch.float32, device=device) if keep_mass else None
     hist = torch.zeros(batch, heads, HISTOGRAM.value, dtype=torch.int64, device=device)
-    rows, columns = tuple(dense_rows) or (0,) * nq, tuple(dense_columns) or (0,) * nk
+    in_rows, in_columns = tuple(dense_rows) or (0,) * nq, tuple(dense_columns) or (0,) * nk
     constants = {"BLOCK": block, "REST": rest, "DROP": drop, "WIDTH": _power_of_two(nk)}
     mass_kernel[(nq, heads, batch)](
-        score, rank, _vector(rows, torch.uint8, device), _vector(columns, torch.uint8, device),
+        score, rank, _vector(in_rows, torch.uint8, device), _vector(in_columns, torch.uint8, device),
         _vector(tuple(number) or (0,), torch.int32, device), key, score if mass is None else mass, hist, levels,
         heads, heads // kv_heads, n_q, n_k, nq, nk,
         **constants, CAUSAL=causal, LEAST=least, QUOTA=bool(number), KEEP_MASS=keep_mass, num_warps=4,
@@ -321,7 +321,7 @@ def select_levels(
         ties_kernel[(nq, heads, batch)](
             key, levels, ties, state, heads, n_q, n_k, nq, nk, **constants, WIDTH_Q=_power_of_two(nq), num_warps=1
         )
-    return Selection(levels, mass, rank)
+    return Selection(levels, mass, rank, pyramid)
 
 
 def _layout(x: torch.Tensor) -> tuple[torch.Tensor, bool]:

@@ -36,6 +36,8 @@ class ForwardSettings:
     """Full blocks and the other parts as two launches."""
     pooled_warps: int = 8
     """Warps of the second launch, with `split`."""
+    pooled_rows: int = 128
+    """Queries of one program of the second launch, with `split`."""
     late: bool = False
     """A step's product with the values overlaps the next step's exponentials, see `triton._full_blocks_late`."""
 
@@ -73,60 +75,50 @@ class BackwardSettings:
 
 
 #: What `world-r1 bench attention --tune` tries, most promising first.
-FORWARD_CANDIDATES = tuple(
-    ForwardSettings(rows, tile, pooled_tile, warps, stages, True, specialise, split, late=late)
-    for rows, tile, pooled_tile, warps, stages, specialise, split, late in (
-        (128, 128, 128, 8, 2, False, False, True),
-        (128, 128, 128, 8, 2, False, False, False),
-        (128, 128, 128, 4, 2, True, True, False),
-        (128, 64, 64, 8, 3, False, False, True),
-        (128, 64, 128, 4, 2, False, True, False),
-        (128, 128, 64, 8, 2, False, False, True),
-        (128, 64, 64, 8, 4, False, False, True),
-        (128, 128, 128, 8, 2, False, True, True),
-        (64, 64, 64, 4, 2, False, False, True),
-        (64, 128, 128, 4, 2, False, False, True),
-        (128, 64, 64, 8, 3, False, False, False),
-        (64, 64, 64, 4, 3, False, False, False),
-    )
+FORWARD_CANDIDATES = (
+    ForwardSettings(128, 128, 128, 8, 2, late=True),
+    ForwardSettings(128, 128, 128, 4, 2, specialise=True, split=True),
+    ForwardSettings(128, 128, 64, 4, 2, specialise=True, split=True, pooled_rows=64, pooled_warps=4),
+    ForwardSettings(128, 128, 128, 8, 2),
+    ForwardSettings(128, 64, 64, 8, 4, late=True),
+    ForwardSettings(128, 128, 64, 8, 2, late=True),
+    ForwardSettings(128, 64, 64, 4, 2, split=True, pooled_rows=64, pooled_warps=4),
+    ForwardSettings(128, 128, 64, 8, 2, split=True, late=True, pooled_rows=64, pooled_warps=4),
+    ForwardSettings(128, 64, 64, 8, 3, late=True),
+    ForwardSettings(64, 64, 64, 4, 2, late=True),
 )
 #: The backward's three parts do not depend on each other's shapes and are tuned one by one.
 BACKWARD_CANDIDATES: dict[str, tuple[dict[str, int], ...]] = {
     "dq": tuple(
         {"q_rows": rows, "q_tile": tile, "q_warps": warps, "q_stages": stages, "q_late": late}
         for rows, tile, warps, stages, late in (
-            (128, 64, 8, 2, True),
-            (128, 64, 8, 2, False),
-            (128, 32, 8, 3, True),
-            (64, 64, 4, 2, True),
-            (64, 64, 4, 2, False),
             (128, 64, 8, 3, True),
-            (64, 32, 4, 3, True),
+            (128, 64, 8, 2, False),
+            (128, 64, 8, 2, True),
+            (128, 64, 8, 3, False),
             (128, 128, 8, 1, False),
+            (64, 64, 4, 2, False),
         )
     ),
     "dkv": tuple(
         {"k_rows": rows, "k_tile": tile, "k_warps": warps, "k_stages": stages, "k_late": late}
         for rows, tile, warps, stages, late in (
-            (128, 64, 8, 2, True),
             (64, 64, 4, 2, True),
+            (128, 64, 8, 2, True),
             (64, 64, 4, 2, False),
-            (128, 64, 8, 2, False),
-            (128, 32, 8, 3, True),
-            (64, 32, 4, 3, True),
             (128, 64, 8, 3, True),
-            (64, 128, 8, 2, True),
+            (128, 32, 8, 3, True),
+            (128, 64, 8, 2, False),
+            (64, 32, 4, 3, True),
         )
     ),
     "pooled": tuple(
         {"pooled_tile": tile, "pooled_warps": warps, "rest_tile": rest, "splits": splits, "pooled_stages": stages}
         for rest, tile, warps, splits, stages in (
+            (64, 32, 4, 16, 3),
             (128, 32, 8, 16, 3),
             (64, 64, 4, 16, 2),
-            (128, 64, 8, 16, 2),
-            (64, 32, 4, 16, 3),
-            (64, 64, 4, 32, 2),
-            (128, 32, 8, 32, 3),
+            (64, 32, 4, 32, 3),
         )
     ),
 }
@@ -137,16 +129,17 @@ def forward_settings(device: torch.device, width: int) -> ForwardSettings:
     found = table().get(key(device), {}).get(f"forward-{width}")
     if found:
         return ForwardSettings(**found)
-    return ForwardSettings(tma=_has_tma(device))
+    return ForwardSettings(tma=has_tma(device))
 
 
 def backward_settings(device: torch.device, width: int) -> BackwardSettings:
     """Settings of the backward kernels for head width `width` on `device`."""
     found = table().get(key(device), {}).get(f"backward-{width}")
-    return BackwardSettings(**found) if found else BackwardSettings(tma=_has_tma(device))
+    return BackwardSettings(**found) if found else BackwardSettings(tma=has_tma(device))
 
 
-def _has_tma(device: torch.device) -> bool:
+def has_tma(device: torch.device) -> bool:
+    """Whether a device has the tensor memory accelerator (compute capability 9 and up)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
 
 
