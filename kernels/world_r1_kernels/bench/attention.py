@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from world_r1_kernels.bench.shapes import DENSITIES, QUICK_CPU, QUICK_GPU, SHAPES, Shape, machine, results_folder
+from world_r1_kernels.bench.shapes import QUICK_CPU, QUICK_GPU, ROWS, SHAPES, Shape, machine, results_folder
 from world_r1_kernels.bench.steps import Steps
 from world_r1_kernels.pyramid_attention import PyramidConfig, make_plan, pyramid_attention, reference
 
@@ -38,7 +38,7 @@ def run(
     name = f"attention-{result['machine']['device'].replace(' ', '-').lower()}{'-quick' if quick else ''}.json"
     steps = Steps((out or results_folder()) / name, result, seconds, say)
     steps.say(" ".join(f"{key} {value}" for key, value in result["machine"].items()))
-    shapes = QUICK_GPU if quick else SHAPES
+    shapes = tuple(shape for shape in SHAPES if not quick or shape.name in QUICK_GPU)
     if tune:
         from world_r1_kernels.bench.tune import tune as find
 
@@ -62,7 +62,7 @@ def _speeds(shapes: tuple[Shape, ...], quick: bool, steps: Steps, device: torch.
         raise RuntimeError(f"the kernels are wrong on this machine ({'; '.join(wrong)}); nothing was timed")
     for shape in shapes:
         dense = result.setdefault("dense", {}).setdefault(shape.name, {})
-        measure.shape(shape, (0.10,) if quick else DENSITIES, steps, device, dense)
+        measure.shape(shape, QUICK_GPU[shape.name] if quick else ROWS, steps, device, dense, flash=not quick)
 
 
 def check(

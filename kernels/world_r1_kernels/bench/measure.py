@@ -17,14 +17,12 @@ from world_r1_kernels.bench.steps import Steps
 from world_r1_kernels.pyramid_attention import Plan, PyramidConfig, launch, launch_backward, make_plan, pyramid_attention, tuning
 
 
-def rests_for(density: float) -> tuple[int, ...]:
-    """Tokens behind a rest token that are tried at this density: each costs 1/rest of it, and full blocks run faster."""
-    return {0.05: (128,), 0.10: (128, 64), 0.15: (64,), 0.20: (64,), 0.30: (32,)}.get(density, (64,))
-
-
-def shape(shape: Shape, densities: Sequence[float], steps: Steps, device: torch.device, dense: dict[str, float]) -> None:
-    """Rows of one shape into `steps.result["rows"]`: the dense baselines (what `dense` does not hold yet), then ours at each density."""
-    for name, backend in (("cudnn", SDPBackend.CUDNN_ATTENTION), ("flash", SDPBackend.FLASH_ATTENTION)):
+def shape(
+    shape: Shape, rows: Sequence[tuple[float, int]], steps: Steps, device: torch.device, dense: dict[str, float], flash: bool = True
+) -> None:
+    """Rows (density, rest) of one shape into `steps.result["rows"]`: the dense baselines (what `dense` does not hold yet), then ours."""
+    baselines = [("cudnn", SDPBackend.CUDNN_ATTENTION), *([("flash", SDPBackend.FLASH_ATTENTION)] if flash else [])]
+    for name, backend in baselines:
         for what, call in (("forward", _dense_forward), ("backward", _dense_backward)):
             if f"{name} {what} ms" in dense:
                 continue
@@ -36,10 +34,10 @@ def shape(shape: Shape, densities: Sequence[float], steps: Steps, device: torch.
             if ms is not None:
                 dense[f"{name} {what} ms"] = ms
                 steps.say(f"{shape.name} {name} {what}: {ms:.3f} ms")
-    for density, rest in [(one, rest) for one in densities for rest in rests_for(one)]:
+    for density, rest in rows:
         row: dict[str, Any] = {"shape": shape.name, "density": density, "rest": rest, **dense}
         steps.result["rows"].append(row)
-        steps.step(f"{shape.name} density {density}, rest {rest}", lambda row=row: ours(shape, row, steps, device), needs=20)  # type: ignore[misc]
+        steps.step(f"{shape.name} density {density}, rest {rest}", lambda row=row: ours(shape, row, steps, device), needs=15)  # type: ignore[misc]
         torch.cuda.empty_cache()
 
 
@@ -111,9 +109,9 @@ def ours(shape: Shape, row: dict[str, Any], steps: Steps, device: torch.device) 
     if replayed is not None:
         row["forward with everything, CUDA graph ms"] = replayed
         steps.say(f"  forward with everything, replayed as a CUDA graph: {replayed:.3f} ms")
-    if row["rest"] == 128:
+    if row["density"] == 0.10 and row["rest"] == 64:
         note("forward with everything, blocks of 64", lambda: pyramid_attention(q, k, v, replace(config, block=64, rest=64)))
-    flex = steps.step(f"{label} FlexAttention", lambda: _flex(q, k, v, plan), needs=60)
+    flex = steps.step(f"{label} FlexAttention", lambda: _flex(q, k, v, plan), needs=45)
     if flex is not None:
         row["flex forward ms"] = flex
         steps.say(f"  FlexAttention on the same full blocks: {flex:.3f} ms")

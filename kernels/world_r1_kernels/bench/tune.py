@@ -107,7 +107,7 @@ def tune(shape: Shape, steps: Steps, device: torch.device, workers: int | None =
     found: dict[str, Any] = {kind: {"tried": []} for kind in kinds}
     steps.result.setdefault("tuned", {})[str(shape.width)] = found
     width = workers or max(1, min((os.cpu_count() or 2) - 1, 15))
-    reserve = 75.0  # seconds that the check and the table need afterwards
+    reserve = 110.0  # seconds that the check and the table need afterwards
     for first in range(0, len(jobs), width):
         if steps.left < reserve + 45:
             steps.say(f"width {shape.width}: {len(jobs) - first} candidates not tried, the time is up")

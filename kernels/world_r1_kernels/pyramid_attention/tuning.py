@@ -79,11 +79,11 @@ FORWARD_CANDIDATES = (
     ForwardSettings(128, 128, 128, 8, 2, late=True),
     ForwardSettings(128, 128, 128, 4, 2, specialise=True, split=True),
     ForwardSettings(128, 128, 64, 4, 2, specialise=True, split=True, pooled_rows=64, pooled_warps=4),
+    ForwardSettings(128, 128, 64, 8, 2, late=True),
+    ForwardSettings(128, 128, 64, 8, 2, split=True, late=True, pooled_rows=64, pooled_warps=4),
     ForwardSettings(128, 128, 128, 8, 2),
     ForwardSettings(128, 64, 64, 8, 4, late=True),
-    ForwardSettings(128, 128, 64, 8, 2, late=True),
     ForwardSettings(128, 64, 64, 4, 2, split=True, pooled_rows=64, pooled_warps=4),
-    ForwardSettings(128, 128, 64, 8, 2, split=True, late=True, pooled_rows=64, pooled_warps=4),
     ForwardSettings(128, 64, 64, 8, 3, late=True),
     ForwardSettings(64, 64, 64, 4, 2, late=True),
 )
@@ -97,7 +97,6 @@ BACKWARD_CANDIDATES: dict[str, tuple[dict[str, int], ...]] = {
             (128, 64, 8, 2, True),
             (128, 64, 8, 3, False),
             (128, 128, 8, 1, False),
-            (64, 64, 4, 2, False),
         )
     ),
     "dkv": tuple(
@@ -105,8 +104,8 @@ BACKWARD_CANDIDATES: dict[str, tuple[dict[str, int], ...]] = {
         for rows, tile, warps, stages, late in (
             (64, 64, 4, 2, True),
             (128, 64, 8, 2, True),
-            (64, 64, 4, 2, False),
             (128, 64, 8, 3, True),
+            (64, 64, 4, 2, False),
             (128, 32, 8, 3, True),
             (128, 64, 8, 2, False),
             (64, 32, 4, 3, True),
