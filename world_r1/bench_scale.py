@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from world_r1 import bench_step
+from world_r1 import bench_step, planning
 from world_r1.bench_pieces import PROMPT, merged
 from world_r1.config import Config, parse
 
@@ -53,11 +53,13 @@ def run(
     steps: int = 1,
     compiled: bool = False,
     fsdp: bool = False,
+    costs: Path | None = None,
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Time `steps` steps of every count of learners; the result is written to `out` after each. A count that fails says so.
 
-    There are as many groups as the most learners, so that each of them has one at least. `fsdp` spreads the base over the learners.
+    There are as many groups as the most learners, so that each of them has one at least. `fsdp` spreads the base over the learners;
+    with `costs`, a file of `bench step` from this machine, every row says what `world-r1 plan` predicts of it.
     ValueError for counts that do not divide the number of groups, and for one learner with `fsdp`.
     """
     if not counts or min(counts) < 1 or any(max(counts) % count for count in counts):
@@ -81,6 +83,8 @@ def run(
         row: dict[str, Any] = {"learners": count}
         try:
             row |= _timed(config, steps)
+            if costs is not None:
+                row |= _planned(config, planning.costs(costs), row["step (s)"])
         except Exception as error:
             log.warning("%d learners failed", count, exc_info=error)
             row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -104,8 +108,18 @@ def table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         numbers = {
             key: f"{row[key]:.3g}" for key in ("start (s)", "rollout (s)", "update (s)", "step (s)", "peak GiB", "videos an hour")
         }
+        if "planned (s)" in row:
+            numbers["planned (s)"] = f"{row['planned (s)']:.3g} ({row['error of the plan']:+.0%})"
         lines.append({"learners": row["learners"], **numbers, "against": f"{row['videos an hour'] / first:.2f}x", "note": ""})
     return lines
+
+
+def _planned(config: Config, constants: Mapping[str, Any], measured: float) -> dict[str, float]:
+    """Seconds a step by the planner, whose judges take no time here and which knows no jitter in one step; and its error."""
+    counted = planning.work(config, constants, reward_seconds=0.0)
+    learners = config.cluster.learners
+    predicted = planning.arithmetic(counted, planning.Split(learners, learners, 1, colocated=True))
+    return {"planned (s)": predicted, "error of the plan": predicted / measured - 1.0}
 
 
 def _timed(config: Config, steps: int) -> dict[str, Any]:

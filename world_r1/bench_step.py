@@ -216,6 +216,8 @@ def costs_of(found: Mapping[str, Any]) -> dict[str, Any] | None:
         costs["reference"][kind] = {"seconds": public[piece] / branches, "source": source}
         if ours is not None:
             costs["switches"][kind] = {"factor": ours[piece] / public[piece], "source": source}
+    if ours is not None:
+        costs["optimizer"] = {"seconds": ours["optimizer"], "source": source}
     return costs
 
 

@@ -85,6 +85,9 @@ def bench_scale(
     group_size: Annotated[int, typer.Option("--group-size", min=2, help="Videos in a group; as many groups as most learners.")] = 2,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps, after one that warms up.")] = 1,
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the blocks (a minute at the start).")] = False,
+    costs: Annotated[
+        Path | None, typer.Option("--costs", metavar="FILE", help="What bench step wrote here: compare with the plan.")
+    ] = None,
     fsdp: Annotated[bool, typer.Option("--fsdp", help="Spread the base over the learners; two at least.")] = False,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="JSON, rewritten after every number.")] = Path(
         "bench_scale.json"
@@ -99,7 +102,16 @@ def bench_scale(
         raise ValueError(f"--learners is a comma-separated list of numbers such as 1,2; got {learners!r}")
     counts = [int(part) for part in learners.split(",")]
     found = bench.run(
-        model, counts, quick=quick, frames=frames, group_size=group_size, steps=steps, compiled=compiled, fsdp=fsdp, out=out
+        model,
+        counts,
+        quick=quick,
+        frames=frames,
+        group_size=group_size,
+        steps=steps,
+        compiled=compiled,
+        fsdp=fsdp,
+        costs=costs,
+        out=out,
     )
     show(found if as_json else bench.table(found), as_json)
 

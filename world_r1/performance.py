@@ -56,7 +56,7 @@ path on the embedded model in float32 (tests/unit/test_speed.py): the same rollo
 A block of Wan 1.3B keeps 66 d + 2 f = 119 KB of activations a token in bf16 (width d, feed-forward width f, an adapter, no
 checkpointing; measured on a narrow block on a CPU): 235 GB for one guided video of 81x480x832, so that most blocks are
 checkpointed on any one GPU. `world-r1 plan --config FILE --gpus N` counts a configuration and divides GPUs; `--costs FILE` takes
-the section `costs` of the JSON above instead of the shipped constants. A full memory names the switches that are left.
+the JSON above instead of the shipped constants. A full memory names the switches that are left.
 
 ## Several GPUs
 
@@ -65,7 +65,7 @@ a step's micro-batches are the same at any N and are dealt to the processes, the
 has a GPU, else gloo), and all take the same optimizer step. On a CPU two learners end with the weights of one, to the last bit where
 each has one sum of gradients to give and to rounding elsewhere; a run resumes with another number; one that dies ends the run with a
 message (tests/cluster/test_learners.py, tests/unit/test_parallel.py). `world-r1 bench scale --learners 1,2 --out FILE` gives videos
-an hour by their number.
+an hour by their number, and with `--costs` what the plan says of each.
 
 `speed.fsdp: true` spreads the frozen base over colocated learners (FSDP2 by block): each keeps a part of every block and gathers a block
 when it runs; adapters stay whole, in float32. Every forward is then one of all learners together, so that they run equally many: groups

@@ -95,10 +95,11 @@ class Prediction:
 
 
 def costs(path: Path | None = None) -> dict[str, Any]:
-    """The shipped constants, or those of a file; ValueError for a file without them."""
+    """The shipped constants, or those of a file, which may be one that `bench step` wrote; ValueError for a file without them."""
     file = Path(__file__).parent / "assets" / "costs.json" if path is None else path
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
+        found = found.get("costs", found)
         for key in ("forward", "forward_backward", "decode"):
             float(found["reference"][key]["seconds"]), float(found["switches"][key]["factor"])
         for section, key in (

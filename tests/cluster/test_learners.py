@@ -20,6 +20,7 @@ from world_r1.prompts import PromptStream
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
 Make = Callable[..., Config]
+ROOT = Path(__file__).parents[2]
 WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 #: One trained step a video, so that each of the two micro-batches is one sum of gradients: two sums added in either order are the same
 #: to the last bit. More of them agree to rounding (tests/unit/test_parallel.py).
@@ -119,10 +120,13 @@ def test_a_base_that_is_spread_over_two_learners(
 
 @pytest.mark.slow
 def test_the_benchmark_of_scaling_learns_with_every_number(tmp_path: Path) -> None:
-    found = bench_scale.run(WAN, [1, 2], quick=True, out=tmp_path / "scale.json")
+    costs = ROOT / "world_r1/assets/costs.json"
+    found = bench_scale.run(WAN, [1, 2], quick=True, costs=costs, out=tmp_path / "scale.json")
     one, two = found["rows"]
     assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4), (one, two)
     assert found["videos a step"] == 4
+    assert min(one["planned (s)"], two["planned (s)"]) > 0
+    assert one["error of the plan"] == pytest.approx(one["planned (s)"] / one["step (s)"] - 1)
     assert [line["learners"] for line in bench_scale.table(found)] == [1, 2]
     assert json.loads((tmp_path / "scale.json").read_text())["rows"] == found["rows"]
     with pytest.raises(ValueError, match=r"divide the largest"):

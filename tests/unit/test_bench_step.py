@@ -50,8 +50,11 @@ def test_the_whole_step_is_a_step_of_training(found: dict[str, Any]) -> None:
 
 def test_constants_for_planning_come_out(found: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
-    path.write_text(json.dumps(found["costs"]))
+    path.write_text(json.dumps(found))
     costs = planning.costs(path)
+    path.write_text(json.dumps(found["costs"]))
+    assert planning.costs(path) == costs
+    assert costs["optimizer"]["seconds"] == found["rows"][-3]["pieces"]["optimizer"], "of the recommended recipe"
     assert costs["reference"]["frames"] == 9
     assert costs["reference"]["forward"]["seconds"] == pytest.approx(found["rows"][0]["pieces"]["rollout"] / 2)
     assert "random weights" in costs["switches"]["forward"]["source"]
