@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not ops.interpreted(), reason="needs TRITON_INTE
 BLOCK = 32
 SMALL_FORWARD = {"rows": 32, "tile": 16, "pooled_tile": 16}
 SMALL_BACKWARD = tuning.BackwardSettings(
-    q_rows=32, q_tile=16, k_rows=16, k_tile=16, pooled_tile=16, rest_tile=16, splits=3, tma=False
+    q_rows=32, q_tile=16, q_rest_tile=16, k_rows=16, k_tile=16, pooled_tile=16, rest_tile=16, splits=3, tma=False
 )
 
 

@@ -132,7 +132,7 @@ def grad_q(work: Backward) -> torch.Tensor:
     """Gradient of q, by the plan's lists."""
     g, s = work.g, work.settings
     out = torch.empty_like(work.sources[0])
-    rows, tile, pooled_tile = min(s.q_rows, g.block), min(s.q_tile, g.block), min(s.q_tile, g.rest_tile)
+    rows, tile, pooled_tile = min(s.q_rows, g.block), min(s.q_tile, g.block), min(s.q_rest_tile, g.rest_tile)
     keys = work.sources[1], work.sources[2]
     pooled = [x.view(-1, g.width) for x in (work.pyramid.keys, work.pyramid.values)]
     if work.tma:

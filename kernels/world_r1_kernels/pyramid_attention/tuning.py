@@ -64,6 +64,8 @@ class BackwardSettings:
     k_stages: int = 2
     pooled_stages: int = 2
     tma: bool = True
+    q_rest_tile: int = 64
+    """Rest tokens of one step of dQ; as many as a full block's keys would not fit into the registers beside the correction."""
     q_late: bool = False
     """dS K overlaps the next step's dS; needs `tma`."""
     k_late: bool = True
@@ -92,11 +94,11 @@ BACKWARD_CANDIDATES: dict[str, tuple[dict[str, int], ...]] = {
     "dq": tuple(
         {"q_rows": rows, "q_tile": tile, "q_warps": warps, "q_stages": stages, "q_late": late}
         for rows, tile, warps, stages, late in (
+            (128, 128, 8, 2, False),
             (128, 64, 8, 3, True),
             (128, 64, 8, 2, False),
             (128, 64, 8, 2, True),
             (128, 64, 8, 3, False),
-            (128, 128, 8, 1, False),
         )
     ),
     "dkv": tuple(
