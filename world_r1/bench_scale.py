@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,7 +90,7 @@ def run(
             log.warning("%d learners failed", count, exc_info=error)
             row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         found["rows"].append(row)
-        print(json.dumps(row), flush=True)
+        print(json.dumps(row), file=sys.stderr, flush=True)
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -143,7 +144,7 @@ def run(
             entry = _row(row, _fitting(tree, quick), bench, end)
         entries[row.name] = {"row": row.name, "adds": row.adds, **entry, "took (s)": time.perf_counter() - begin}
         log.info("%s", json.dumps(entries[row.name]))
-        print(f"{row.name}: {_said(entries[row.name])}", flush=True)
+        print(f"{row.name}: {_said(entries[row.name])}", file=sys.stderr, flush=True)
         save()
     bench.put_away()
     save()
