@@ -17,6 +17,8 @@ class Phrases:
 
     def __init__(self, tokens: list[str], words: Vocabulary) -> None:
         self.n, self.t, self.w = len(tokens), tokens + _END, words
+        #: Modifiers that were looked for, by position: a phrase, its joint and its object ask for the same ones.
+        self.seen: dict[int, tuple[str, object, int] | None] = {}
 
     def phrase(self, i: int, named: bool, elided: bool = False) -> Phrase | None:
         word, found = self.t[i], None
@@ -120,10 +122,20 @@ class Phrases:
 
     def modifier(self, i: int) -> tuple[str, object, int] | None:
         """One modifier: (kind, value, position behind it)."""
+        word = self.t[i]
+        if word not in self.w.modifiers and not word[:1].isdecimal():
+            return None
+        if i in self.seen:
+            return self.seen[i]
+        found = self.seen[i] = self.new_modifier(i)
+        return found
+
+    def new_modifier(self, i: int) -> tuple[str, object, int] | None:
+        """A modifier at a position that was not looked at before."""
         t = self.t
         rows = self.w.modifiers.get(t[i])
         if rows is None:
-            return self.quantity(i) if t[i][:1].isdecimal() else None
+            return self.quantity(i)
         for words, size, kind, value in rows:
             if size > 1 and t[i : i + size] != words:
                 continue
@@ -163,7 +175,9 @@ class Phrases:
         unit, factor = self.w.units.get(t[i + 1], ("", 1.0))
         if not unit or (unit == "seconds" and article and not counted):
             return None
-        value = round(value * factor, DIGITS)
+        value *= factor
+        if value % 1.0:
+            value = round(value, DIGITS)
         if unit == "seconds":
             return ("seconds", value, i + 2) if 0 < value <= 3600 else None
         return "amount", (value, unit), i + 2

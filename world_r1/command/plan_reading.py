@@ -33,6 +33,8 @@ from world_r1.command.vocabulary import ARTICLES, Vocabulary, vocabulary
 _MARKS = ".!?;\n"
 _SEPARATOR = re.compile(f"[{_MARKS}]")
 _TOKEN = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?|\d+(?:\.\d+)?|[,:()\u00b0\u00d7]")
+#: The same for text of ASCII characters in lower case, in a fraction of the time.
+_PLAIN_TOKEN = re.compile(r"[a-z]+(?:'[a-z]+)?|[0-9]+(?:\.[0-9]+)?|[,:()]")
 #: Words that name a camera: sentences without them are only looked at if they start like a command.
 _NAMES = ("camera", "shot", "view", "fram", "handheld", "hand held")
 _AXES = {name: kind.axis for name, kind in KINDS.items()}
@@ -46,14 +48,15 @@ def parse_plan(text: str) -> CameraPlan | None:
     pans"), contradictory ("pan left while panning right") or impossible ("tilt up 200 degrees").
     """
     words = vocabulary()
+    token = _PLAIN_TOKEN if text.isascii() else _TOKEN
     lowered = text.lower().replace("-", " ").replace("\u2019", "'")
     steps: list[Step] = []
     handheld, where = "", (0, 0)
     pronoun, last = False, 0
     for start, end in _candidates(lowered, words):
-        if pronoun and _TOKEN.search(lowered, last, start):
+        if pronoun and token.search(lowered, last, start):
             pronoun = False
-        reader, last = _Sentence(_TOKEN.findall(lowered, start, end), words), end
+        reader, last = _Sentence(token.findall(lowered, start, end), words), end
         try:
             found, pronoun = reader.read(pronoun)
         except Problem as problem:

@@ -108,7 +108,7 @@ def vocabulary() -> Vocabulary:
         starts_modifier=frozenset({*modifiers, ",", "and"}),
         starts_inside=frozenset({"camera", *ARTICLES, *sets["still"], *handheld, *tables["no_camera_motion"]}),
         **{name: data[name] for name in ("wordings", "adverbs", "phrases", "stillness")},
-        head=_head_pattern(still | motion | sets["leads"] | {"it"}),
+        head=_head_pattern(still | motion | sets["leads"] | {"it", "camera"}),
     )
 
 

@@ -4,7 +4,7 @@ An entry is one subject in one place. Everything in it is a whole sentence, and 
 time (but for the light, of which a prompt gets one), so that any choice of them in any order describes one scene:
 
     @ coast                                  # the subcategory of what follows
-    == lighthouse : ou                       # what the camera may name ("the lighthouse"), and flags
+    == lighthouse : aou                      # what the camera may name ("the lighthouse"), and flags
     O A squat lighthouse stands on an islet. # openings; at least two
     d Its gallery is streaked with rust.     # details, which follow an opening: "its" is the subject's
     n In front of the islet lie two floats.  # foreground; f background, s a side, a above, g ground, w light and weather
@@ -13,8 +13,8 @@ time (but for the light, of which a prompt gets one), so that any choice of them
 A sentence may speak of "the clock" only where a clock was named: what a line presupposes is found when entries are read (`Line.needs`), and
 the composer puts the line behind a sentence that names it or leaves it out.
 
-Flags: `o` stands free, so that a camera can go around it; `u` under open sky, so that a camera can be craned; `r` a roll shows something;
-`n` too narrow to move sideways. "[red|blue]" is one of the given words.
+Flags: `o` stands free, so that a camera can go around it; `a` nor is there a roof, so that it can arc over it; `u` there is room to crane;
+`r` a roll shows something; `n` too narrow to move sideways. "[red|blue]" is one of the given words.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _words(text: str) -> frozenset[str]:
 #: Kinds of sentences of an entry, by the letter they are written with.
 SLOTS = {"d": "details", "n": "near", "f": "far", "s": "side", "a": "above", "g": "ground", "w": "light"}
 #: Camera flags by letter.
-FLAGS = {"o": "orbit", "u": "crane", "r": "roll", "n": "narrow"}
+FLAGS = {"o": "orbit", "a": "arc", "u": "crane", "r": "roll", "n": "narrow"}
 #: What every entry has, and how often at least.
 _LEAST = {"details": 2, "near": 1, "far": 1, "side": 2, "light": 2}
 _THE = re.compile(r"\b[Tt]he ((?:[\w'-]+ ?){1,3})")

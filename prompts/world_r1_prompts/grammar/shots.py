@@ -15,7 +15,8 @@ from typing import Any
 _BY_FLAG = {
     "": ("push in", "pull out", "zoom in", "zoom out", "pan left", "pan right", "tilt up", "tilt down", "move up", "move down"),
     "wide": ("move left", "move right"),
-    "orbit": ("orbit left", "orbit right", "arc up", "arc down"),
+    "orbit": ("orbit left", "orbit right"),
+    "arc": ("arc up", "arc down"),
     "crane": ("crane up", "crane down"),
     "roll": ("roll left", "roll right"),
 }
