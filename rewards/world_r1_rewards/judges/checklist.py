@@ -5,14 +5,13 @@ The published score is P("Yes") to one question; here it is P(yes) / (P(yes) + P
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from world_r1.types import Clip
 from world_r1_rewards.judges.quoting import clean, quote
-from world_r1_rewards.judges.rubrics import check_places, fill, motion, read_file
+from world_r1_rewards.judges.rubrics import check_places, fill, identity, motion, read_sheet
 
 #: Conditions under which an item is asked; they follow from what was asked for, never from the video.
 WHEN = ("always", "moves", "fixed")
@@ -57,12 +56,13 @@ class Checklist:
     @property
     def id(self) -> str:
         """Name, version and digest, for every score."""
-        return f"{self.name}@{self.version} sha256:{self.digest[:16]}"
+        return identity(self.name, self.version, self.digest)
 
     @classmethod
     def load(cls, name: str) -> Checklist:
         """A shipped checklist by name, or a file by path. ValueError says what is wrong with it."""
-        data, tree, source = read_file(name)
+        sheet = read_sheet(name)
+        tree, source = sheet.tree, sheet.source
         try:
             entries = tuple(_entry(entry) for entry in tree["items"])
             made = cls(
@@ -71,7 +71,7 @@ class Checklist:
                 str(tree["system"]).strip(),
                 str(tree["intro"]).strip(),
                 entries,
-                hashlib.sha256(data).hexdigest(),
+                sheet.digest,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"checklist {source}: needs name, version, system, intro and items; {error}") from error

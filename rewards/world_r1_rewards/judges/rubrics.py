@@ -41,12 +41,13 @@ class RubricFile:
     @property
     def id(self) -> str:
         """Name, version and digest, for every score that the rubric gave."""
-        return f"{self.name}@{self.version} sha256:{self.digest[:16]}"
+        return identity(self.name, self.version, self.digest)
 
     @classmethod
     def load(cls, name: str) -> RubricFile:
         """A shipped rubric by name, or a file by path (anything with a suffix). ValueError says what is wrong with it."""
-        data, tree, source = _read(name)
+        sheet = read_sheet(name)
+        tree, source = sheet.tree, sheet.source
         try:
             rubric = cls(
                 name=str(tree["name"]),
@@ -55,7 +56,7 @@ class RubricFile:
                 choices=ANSWERS[tree["answers"]],
                 system=str(tree["system"]).strip(),
                 question=str(tree["question"]).strip(),
-                digest=hashlib.sha256(data).hexdigest(),
+                digest=sheet.digest,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
@@ -97,7 +98,23 @@ def available() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def _read(name: str) -> tuple[bytes, dict[str, Any], str]:
+@dataclass(frozen=True)
+class Sheet:
+    """A YAML file of questions as it was read. Example: `Sheet(tree={"name": ..., ...}, source="a.yaml", digest="3c1d...")`"""
+
+    tree: dict[str, Any]
+    #: Where it came from, for errors; SHA-256 of the file's bytes.
+    source: str
+    digest: str
+
+
+def identity(name: str, version: int, digest: str) -> str:
+    """Name, version and digest of a file of questions, for every score that it gave."""
+    return f"{name}@{version} sha256:{digest[:16]}"
+
+
+def read_sheet(name: str) -> Sheet:
+    """A shipped file by name, or one by path (anything with a suffix). ValueError for one that is not there or no YAML mapping."""
     path = Path(name) if Path(name).suffix else FOLDER / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(f"no rubric {name!r}; shipped: {', '.join(available())}; or give the path of a .yaml file")
@@ -108,7 +125,4 @@ def _read(name: str) -> tuple[bytes, dict[str, Any], str]:
         raise ValueError(f"rubric {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"rubric {path} must hold a mapping, got {type(tree).__name__}")
-    return data, tree, str(path)
-
-
-read_file = _read
+    return Sheet(tree, str(path), hashlib.sha256(data).hexdigest())
