@@ -132,3 +132,12 @@ class Boasts(Reward):
 
     def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
         return self.ok(0.5)
+
+
+class Visible(Reward):
+    """1 if the worker may see a GPU, else 0."""
+
+    name: ClassVar[str] = "tests.cluster.rewards:Visible"
+
+    def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
+        return self.ok(float(bool(os.environ.get("CUDA_VISIBLE_DEVICES", ""))))

@@ -2,8 +2,9 @@
 
 1. Items a second with ids only (clips of one pixel, a constant reward): 64 callers, packets of 16, one detached pool with 2 workers.
 2. For 17x96x160 clips and a real reward, a worker behind the pool against the same worker that scores what lies in its own memory. The two
-   take turns in short rounds, so that whatever else the machine does meets both; the figure is the median of the rounds' ratios. Beside it
-   the ratio of the two processes' CPU time an item, which other programs on the machine do not disturb (Linux).
+   take turns in short rounds, each first in every other one, so that whatever else the machine does meets both; the figure is the median of
+   the rounds' ratios, with the quartiles. Beside it CPU time an item of every process that takes part (worker, pool, caller), which other
+   programs hardly disturb (Linux).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import logging
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -108,29 +109,50 @@ def against_standalone(reward: str, rounds: int, seconds: float) -> dict[str, An
     client.up("bench-clips", config)
     try:
         pool = PoolClient("bench-clips")
-        pids = [ray.get(alone.pid.remote()), client.status("bench-clips")["workers"][0]["pid"]]
-        pairs, cpu = [], []
+        status = client.status("bench-clips")
+        pids = {
+            "standalone": ray.get(alone.pid.remote()),
+            "worker": status["workers"][0]["pid"],
+            "pool": status["server"]["pid"],
+            "caller": os.getpid(),
+        }
+        pairs: list[tuple[float, float]] = []
+        cpu: list[dict[str, float]] = []
         with ThreadPoolExecutor(2) as threads:
+            sides = {
+                "standalone": lambda: ray.get(alone.loop.remote(seconds)),
+                "served": lambda: _served(pool, clips, seconds, threads),
+            }
             for number in range(rounds + 1):
-                before = [_cpu(pid) for pid in pids]
-                direct, items = ray.get(alone.loop.remote(seconds))
-                served, others = _served(pool, clips, seconds, threads)
+                found = {side: _used(sides[side], pids) for side in sorted(sides, reverse=number % 2 == 1)}
                 if number:  # the first round warms up
-                    pairs.append((direct, served))
-                    used = [_cpu(pid) - start for pid, start in zip(pids, before, strict=True)]
-                    cpu.append(used[0] / items / (used[1] / others))
+                    pairs.append((found["standalone"][0], found["served"][0]))
+                    own = {"standalone": found["standalone"][1]["standalone"]}
+                    cpu.append(own | {name: used for name, used in found["served"][1].items() if name != "standalone"})
     finally:
         client.down("bench-clips")
         ray.kill(alone)
-    ratios = [served / direct for direct, served in pairs]
+    ratios = sorted(served / direct for direct, served in pairs)
+    spent = {name: statistics.median(row[name] for row in cpu) for name in pids}
+    served = statistics.median(served for _, served in pairs)
     return {
         "reward": reward,
+        "rounds": len(pairs),
         "standalone_per_s": statistics.median(direct for direct, _ in pairs),
-        "served_per_s": statistics.median(served for _, served in pairs),
+        "served_per_s": served,
         "share": statistics.median(ratios),
-        "cpu_share": statistics.median(cpu),
+        "share_quartiles": [round(ratios[len(ratios) // 4], 3), round(ratios[(3 * len(ratios)) // 4], 3)],
+        "cpu_share": statistics.median(row["standalone"] / row["worker"] for row in cpu),
+        "cpu_ms_an_item": {name: round(1e3 * used, 3) for name, used in spent.items()},
         "shares": [round(ratio, 3) for ratio in ratios],
     }
+
+
+def _used(side: Callable[[], tuple[float, int]], pids: Mapping[str, int]) -> tuple[float, dict[str, float]]:
+    """Items a second of one side, and CPU seconds an item of every process meanwhile."""
+    before = {name: _cpu(pid) for name, pid in pids.items()}
+    rate, items = side()
+    return rate, {name: (_cpu(pid) - before[name]) / items for name, pid in pids.items()}
 
 
 def _served(pool: PoolClient, clips: list[Clip], seconds: float, threads: ThreadPoolExecutor) -> tuple[float, int]:
