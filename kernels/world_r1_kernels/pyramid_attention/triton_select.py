@@ -162,10 +162,12 @@ def _threshold_bin(HIST, room, BINS: tl.constexpr, SUMMED: tl.constexpr):
 @triton.jit
 def refine_kernel(
     KEY, HIST, LEVELS, TIES, STATE, budget, heads, n_q, n_k, nq, nk,
-    BLOCK: tl.constexpr, REST: tl.constexpr, DROP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
+    BLOCK: tl.constexpr, REST: tl.constexpr, DROP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    TILE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """ROWS query blocks a program. STEP 1, 2: the histogram of the next ten bits of the keys that share the threshold's bits so far.
+    """ROWS query blocks a program, TILE of them at a time.
 
+    STEP 1, 2: the histogram of the next ten bits of the keys that share the threshold's bits so far.
     STEP 3: the threshold is known; blocks above it get level 1, and each row notes what its blocks on the threshold would cost.
     """
     part, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -181,10 +183,13 @@ def refine_kernel(
         bits = (bits << 10) | low
         tl.store(STATE + head * 2, bits.to(tl.int64), mask=part == 0)
         tl.store(STATE + head * 2 + 1, room, mask=part == 0)
-    j = tl.arange(0, WIDTH)
-    for i in tl.range(part * ROWS, tl.minimum(part * ROWS + ROWS, nq)):
+    j = tl.arange(0, WIDTH)[None, :]
+    for first in tl.range(part * ROWS, tl.minimum(part * ROWS + ROWS, nq), TILE):
+        row = first + tl.arange(0, TILE)
+        i = row[:, None]
+        real = (i < tl.minimum(part * ROWS + ROWS, nq)) & (j < nk)
         at = (head * nq + i) * nk + j
-        key = tl.load(KEY + at, mask=j < nk, other=-1)
+        key = tl.load(KEY + at, mask=real, other=-1)
         weight = _weights(i, j, n_q, n_k, BLOCK, REST, DROP)
         if STEP == 1:
             tl.atomic_add(hist + ((key >> 10) & 1023), weight, mask=(key >= 0) & (key >> 20 == bits), sem="relaxed")
@@ -192,8 +197,9 @@ def refine_kernel(
             tl.atomic_add(hist + 1024 + (key & 1023), weight, mask=(key >= 0) & (key >> 10 == bits), sem="relaxed")
         else:
             level = tl.where((key > bits) | (key == FORCED), 1, 0 if DROP else REST)
-            tl.store(LEVELS + at, tl.where(key >= 0, level, 0).to(tl.uint8), mask=j < nk)
-            tl.store(TIES + head * nq + i, tl.sum(tl.where((key == bits) & (key != FORCED), weight, 0), 0))
+            tl.store(LEVELS + at, tl.where(key >= 0, level, 0).to(tl.uint8), mask=real)
+            cost = tl.sum(tl.where((key == bits) & (key != FORCED), weight, 0), 1)
+            tl.store(TIES + head * nq + row, cost, mask=row < tl.minimum(part * ROWS + ROWS, nq))
 
 
 @triton.jit
@@ -314,10 +320,12 @@ def select_levels(
         ties = torch.empty(batch, heads, nq, dtype=torch.int64, device=device)
         state = torch.empty(batch, heads, 2, dtype=torch.int64, device=device)
         per = max(1, nq * heads * batch // 256)
+        at_once = max(1, min(_power_of_two(per), 4096 // _power_of_two(nk)))  # as many as fit into the registers
         for step in (1, 2, 3):
             refine_kernel[(-(-nq // per), heads, batch)](
-                key, hist, levels, ties, state, budget, heads, n_q, n_k, nq, nk, **constants, ROWS=per, STEP=step, num_warps=4
-            )
+                key, hist, levels, ties, state, budget, heads, n_q, n_k, nq, nk,
+                **constants, ROWS=per, TILE=at_once, STEP=step, num_warps=4,
+            )  # fmt: skip
         ties_kernel[(nq, heads, batch)](
             key, levels, ties, state, heads, n_q, n_k, nq, nk, **constants, WIDTH_Q=_power_of_two(nq), num_warps=1
         )
