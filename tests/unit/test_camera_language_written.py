@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from world_r1.command import CameraPlan, Command, Move, Segment, Step, describe, describe_plan, parse_plan
+from world_r1.command import CameraPlan, Command, Move, Segment, Step, describe, describe_plan, parse_plan, plan_reading
 from world_r1.command.plan import CURVES, EXTENTS, HANDHELD, KINDS, SPEEDS
 
 MOVES = [name for name in KINDS if name != "fixed"]
@@ -138,9 +138,26 @@ def test_reading_is_cheap() -> None:
         count = 100 - len(said.split())
         texts.append(f"{said}. " + " ".join(rng.choice(nouns) + ("." if word % 12 == 11 else "") for word in range(count)))
     assert len(texts) == 300
-    rounds = [(_seconds(_loop), _seconds(lambda: [parse_plan(text) for text in texts]) / len(texts)) for _ in range(9)]
+    rounds = [(_seconds(_loop), _seconds(lambda: _read_anew(texts)) / len(texts)) for _ in range(9)]
     unit, spent = (min(times) for times in zip(*rounds, strict=True))  # in turn, so that a busy machine slows both
     assert spent < 0.2 * unit, f"{spent * 1e6:.0f} us a prompt, {unit * 1e6:.0f} us for an empty loop of 100,000 turns"
+
+
+def test_a_sentence_that_was_read_before_is_not_read_again() -> None:
+    plan_reading._known.cache_clear()
+    first = parse_plan("The camera pans left by 12 degrees. A red hut.")
+    assert parse_plan("A blue barn. The camera pans left by 12 degrees.") == first
+    assert plan_reading._known.cache_info().misses <= 2
+    with pytest.raises(ValueError, match="ambiguous"):
+        parse_plan("A hut. The camera pans.")
+    with pytest.raises(ValueError, match="characters 23-27"):
+        parse_plan("A red hut. The camera pans.".replace("red ", "red, "))
+
+
+def _read_anew(texts: list[str]) -> None:
+    plan_reading._known.cache_clear()
+    for text in texts:
+        parse_plan(text)
 
 
 def _loop() -> None:

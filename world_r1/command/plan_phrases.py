@@ -133,11 +133,11 @@ class Phrases:
     def new_modifier(self, i: int) -> tuple[str, object, int] | None:
         """A modifier at a position that was not looked at before."""
         t = self.t
-        rows = self.w.modifiers.get(t[i])
+        rows = self.w.modifiers_by_two.get(t[i])
         if rows is None:
             return self.quantity(i)
-        for words, size, kind, value in rows:
-            if size > 1 and t[i : i + size] != words:
+        for words, size, kind, value in rows.get(t[i + 1]) or rows[""]:
+            if size > 2 and t[i : i + size] != words:
                 continue
             if kind in ("by", "for"):
                 found = self.quantity(i + size, counted=True)

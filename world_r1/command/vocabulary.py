@@ -26,6 +26,8 @@ class Vocabulary:
     forms: Mapping[str, tuple[str, str]]
     directions: Mapping[str, str]
     modifiers: Mapping[str, list[Modifier]]
+    #: The same by first and second word: what can still match, in the same order; under "" those of one word.
+    modifiers_by_two: Mapping[str, Mapping[str, list[Modifier]]]
     joints: Mapping[str, list[tuple[list[str], int, str]]]
     handheld: Mapping[str, list[tuple[list[str], str]]]
     no_motion: Mapping[str, list[list[str]]]
@@ -97,6 +99,7 @@ def vocabulary() -> Vocabulary:
         forms=forms,
         directions=directions,
         modifiers=modifiers,
+        modifiers_by_two={first: _by_second(rows) for first, rows in modifiers.items()},
         joints={first: [(words, len(words), kind) for words, kind in rows] for first, rows in joints.items()},
         handheld=handheld,
         **tables,
@@ -158,6 +161,11 @@ def _modifiers(data: Mapping[str, Any]) -> dict[str, list[Modifier]]:
     rows += [(phrase, ("for", None)) for phrase in data["duration_starts"]]
     rows += [(word, ("number", None)) for word in (*data["numbers"], "a", "an", "half")]
     return {first: [(words, len(words), *rest) for words, *rest in found] for first, found in _by_first(rows).items()}
+
+
+def _by_second(rows: list[Modifier]) -> dict[str, list[Modifier]]:
+    seconds = {words[1] for words, *_ in rows if len(words) > 1}
+    return {second: [row for row in rows if row[1] == 1 or row[0][1] == second] for second in ("", *seconds)}
 
 
 def _by_first(rows: Iterable[tuple[str, tuple[Any, ...]]]) -> dict[str, list[Any]]:
