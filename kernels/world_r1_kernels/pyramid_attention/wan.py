@@ -99,4 +99,7 @@ class Processor(LayerProcessor):
         q, k, v = project(attn, hidden_states)
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_q(q), attn.norm_k(k), v))
         cos, sin = rotary_emb[0][..., ::2], rotary_emb[1][..., ::2]
-        return self.attend(attn, rotary_emb.call, rotate(q, cos, sin), rotate(k, cos, sin), v)
+        # As `LayerProcessor.attend`, written out: a compiler that stops at the attention starts a new program for every frame around it.
+        q, k = rotate(q, cos, sin).type_as(v), rotate(k, cos, sin).type_as(v)
+        out = self.owner.attend(rotary_emb.call, self.layer, q, k, v)
+        return attn.to_out[1](attn.to_out[0](out.flatten(2)))
