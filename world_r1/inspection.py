@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import re
 import sys
@@ -24,17 +25,24 @@ def plugins() -> list[dict[str, str]]:
 
     Keys: kind, name, needs, gives (a probe's evidence, a reward's parts), extra, weights, licence, state, about.
     """
-    rows = []
-    for package, base, kind in ((SCORES, Reward, "reward"), (PROBES, Probe, "probe")):
+    rows: dict[str, list[dict[str, str]]] = {"reward": [], "probe": []}
+    givers: dict[str, list[tuple[str, str]]] = {}
+    for package, base, kind in ((PROBES, Probe, "probe"), (SCORES, Reward, "reward")):  # a reward is ready if its probes are
         for name in [*available(package), *registered(base)]:
             try:
                 found: Any = load(name, package, base)
             except Exception as error:  # somebody's plug-in may fail to import in any way; the others are still to be shown
                 reason = f"cannot be loaded: {type(error).__name__}: {error}"
-                rows.append({**dict.fromkeys(COLUMNS, ""), "kind": kind, "name": name, "state": reason, "about": ""})
+                rows[kind].append({**dict.fromkeys(COLUMNS, ""), "kind": kind, "name": name, "state": reason, "about": ""})
                 continue
             given = getattr(found, "gives", ()) if kind == "probe" else found.parts
-            rows.append(
+            state = found.lacks() or _options_state(found) or _weights_state(found.weights)
+            if kind == "probe":
+                for gift in given:
+                    givers.setdefault(gift, []).append((name, state))
+            elif state == READY:
+                state = _needs_state(found.needs, givers)
+            rows[kind].append(
                 {
                     "kind": kind,
                     "name": name,
@@ -43,25 +51,46 @@ def plugins() -> list[dict[str, str]]:
                     "extra": found.extra,
                     "weights": found.weights,
                     "licence": found.licence,
-                    "state": found.lacks() or _weights_state(found.weights),
+                    "state": state,
                     "about": _first_sentence(found),
                 }
             )
-    return rows
+    return rows["reward"] + rows["probe"]
 
 
 #: What `plugins` says of each, in the order of the table.
 COLUMNS = ("kind", "name", "needs", "gives", "extra", "weights", "licence", "state")
 
 
+READY = "ready"
+
+
+def _options_state(plugin: Any) -> str:
+    """The options without a default, which a configuration must give; "" if there are none."""
+    parameters = inspect.signature(plugin).parameters.values()
+    free = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    wanted = [p.name for p in parameters if p.default is inspect.Parameter.empty and p.kind not in free]
+    return f"needs the options {', '.join(wanted)} in a configuration" if wanted else ""
+
+
 def _weights_state(weights: str) -> str:
     """ "ready", or that weights on the hub are not in the cache of this machine (nothing is fetched)."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", weights):
-        return "ready"
+    named = re.match(r"[\w.-]+/[\w.-]+", weights)
+    if not named:
+        return READY
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    folder = Path(HF_HUB_CACHE) / f"models--{weights.replace('/', '--')}"
-    return "ready" if any(folder.glob("snapshots/*/*")) else "weights not here yet: fetched at first use"
+    folder = Path(HF_HUB_CACHE) / f"models--{named[0].replace('/', '--')}"
+    return READY if any(folder.glob("snapshots/*/*")) else "weights not here yet: fetched at first use"
+
+
+def _needs_state(needs: Sequence[str], givers: Mapping[str, Sequence[tuple[str, str]]]) -> str:
+    """ "ready" if for every need there is a probe that is; else what the first of those that give it lacks."""
+    for need in needs:
+        found = givers.get(need, [])
+        if need != "frames" and not any(state == READY for _, state in found):
+            return f"by {found[0][0]}, which: {found[0][1]}" if found else f"no probe that is known gives {need}"
+    return READY
 
 
 def rewards_config(names: Sequence[str], first: Sequence[str] = ()) -> RewardsConfig:
@@ -225,7 +254,7 @@ def show(content: Mapping[str, Any] | Sequence[Mapping[str, Any]], as_json: bool
         return
     table = Table(box=None, pad_edge=False)
     for column in content[0] if content else ():
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "name")
     for row in content:
         table.add_row(*(escape(_text(value)) for value in row.values()))
     console.print(table)

@@ -45,6 +45,8 @@ class Plugin:
     packages: ClassVar[tuple[str, ...]] = ()
     #: Extra of this project that installs them: pip install 'world-r1[EXTRA]'.
     extra: ClassVar[str] = ""
+    #: How to get `packages` where no extra does, in words.
+    install: ClassVar[str] = ""
     #: Default weights: a hub id ("owner/name"), or in words where others come from; "" for none.
     weights: ClassVar[str] = ""
     #: Licence of code and default weights.
@@ -56,7 +58,7 @@ class Plugin:
         missing = [name for name in cls.packages if not _importable(name)]
         if not missing:
             return ""
-        remedy = f"pip install 'world-r1[{cls.extra}]'" if cls.extra else f"pip install {' '.join(missing)}"
+        remedy = f"pip install 'world-r1[{cls.extra}]'" if cls.extra else cls.install or f"pip install {' '.join(missing)}"
         return f"needs {', '.join(missing)}: {remedy}"
 
 

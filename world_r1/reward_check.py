@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import time
 from collections.abc import Mapping, Sequence
@@ -113,7 +114,10 @@ def _is_reward(name: str) -> bool:
         load(name, SCORES, Reward)
     except ValueError:
         if ":" not in name:
-            raise
+            known = [*available(SCORES), *registered(Reward), *available(PROBES), *registered(Probe)]
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "world-r1 rewards list shows the names"
+            raise ValueError(f"no reward or probe {name!r}; {hint}") from None
         load(name, PROBES, Probe)
         return False
     return True

@@ -147,3 +147,15 @@ def test_the_schema_knows_bounds_and_comments() -> None:
     assert steps["default"] == Config().flow.steps
     assert "Denoising steps" in steps["description"]
     assert tree["additionalProperties"] is False
+
+
+def test_the_pools_of_the_example_give_the_rewards_of_the_main_job() -> None:
+    """`rewards.pools=[geometry, learned]` over configs/blockworld.yaml starts only if plug-ins, options and probes agree."""
+    from world_r1.serving.attached import givers
+    from world_r1.serving.config import load_pools
+
+    job = load(ROOT / "configs/blockworld.yaml", ["rewards.pools=[geometry, learned]"]).rewards
+    pools = {name: pool.rewards for name, pool in load_pools(ROOT / "configs/rewards.yaml").pools.items()}
+    found = givers(job, pools)
+    assert found.keys() == {entry.key for entry in job.rewards}
+    assert set(found.values()) == set(pools)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import itertools
 import json
 import sys
@@ -85,6 +86,11 @@ def test_list_says_what_each_needs_and_whether_it_can_run(
     assert "geometry" in rows["probe", "flow_ba"]["gives"]
     assert rows["reward", "elsewhere"]["state"] == "needs a_package_that_is_not_there: pip install 'world-r1[vlm]'"
     assert "cannot be loaded: ModuleNotFoundError" in rows["reward", "broken"]["state"]
+    assert rows["probe", "judge.openai"]["state"].startswith("needs the options base_url")
+    assert rows["probe", "aesthetic"]["state"] != "ready"  # weights of two places, neither of them here
+    assert rows["reward", "judge.checklist"]["state"].startswith("by judge.vqascore, which: needs the options")
+    assert rows["reward", "hpsv2"]["state"] in ("ready", "by hpsv2, which: weights not here yet: fetched at first use")
+    assert rows["reward", "constant"]["state"] == rows["reward", "meta_view"]["state"] == "ready"
     assert cli.run(["rewards", "list"]) == 0
     table = capsys.readouterr().out
     assert all(column in table for column in ("kind", "needs", "extra", "weights", "licence", "state"))
@@ -99,6 +105,14 @@ def test_check_passes_a_reward_that_keeps_the_rules(capsys: pytest.CaptureFixtur
     assert found["memory_mib"] > 50
     assert {"world-r1", "torch", "numpy"} <= found["versions"].keys()
     assert found["licences"] == {f"{ACME}:Careful": "Apache-2.0"}
+
+
+def test_a_mistyped_name_and_a_package_that_is_no_extra_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["rewards", "check", "flow_bb"]) == 2
+    assert "no reward or probe 'flow_bb'; did you mean 'flow_ba'?" in capsys.readouterr().err
+    if importlib.util.find_spec("vggt") is None:
+        assert cli.run(["rewards", "check", "vggt"]) == 2
+        assert "vggt cannot run here: it needs vggt: pip install git+https" in capsys.readouterr().err
 
 
 def test_check_names_the_rules_that_a_reward_breaks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ class Attached:
         """ValueError unless every reward of `config` comes from exactly one pool, with the same plug-in and options."""
         self.config = config
         self.clients = list(clients)
-        self.givers = _givers(config, {client.name: client.rewards() for client in clients})
+        self.givers = givers(config, {client.name: client.rewards() for client in clients})
         self.threads = ThreadPoolExecutor(THREADS * len(self.clients), thread_name_prefix="pools")
 
         #: Judges of the run's own: none, so none is replaced.
@@ -80,9 +80,9 @@ def merge(name: str, config: RewardsConfig, kind: Kind, verdicts: Mapping[str, V
     return Verdict(name, total, tuple(score for _, score in found), seconds)
 
 
-def _givers(config: RewardsConfig, pools: Mapping[str, RewardsConfig]) -> dict[str, str]:
+def givers(config: RewardsConfig, pools: Mapping[str, RewardsConfig]) -> dict[str, str]:
     """Reward key -> the pool that gives it."""
-    givers: dict[str, str] = {}
+    sources: dict[str, str] = {}
     for entry in config.rewards:
         having = {name: {e.key: e for e in pool.rewards} for name, pool in pools.items()}
         found = [name for name, entries in having.items() if entry.key in entries]
@@ -99,9 +99,9 @@ def _givers(config: RewardsConfig, pools: Mapping[str, RewardsConfig]) -> dict[s
             raise ValueError(
                 f"reward {entry.key!r}: the pool {found[0]!r} scores {theirs.phase} prompts only, this run wants {entry.phase}"
             )
-        givers[entry.key] = found[0]
+        sources[entry.key] = found[0]
     for probe, options in config.probes.items():
         for name, pool in pools.items():
             if probe in pool.probes and pool.probes[probe] != options:
                 raise ValueError(f"probe {probe!r} has options {options} here and {pool.probes[probe]} in the pool {name!r}")
-    return givers
+    return sources
