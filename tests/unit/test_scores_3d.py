@@ -13,6 +13,7 @@ import torch
 from world_r1_rewards import discrimination as bench
 from world_r1_rewards import likeness
 from world_r1_rewards.discrimination_report import accuracy, pose_errors, summarise
+from world_r1_rewards.probes._assemble import unison
 from world_r1_rewards.probes.features import Features
 from world_r1_rewards.probes.flow_ba import FlowBA
 from world_r1_rewards.probes.rerender import Rerender, side_by_side
@@ -65,6 +66,23 @@ def test_consistency_is_blind_to_amplitude_gain_and_frame_rate() -> None:
     assert consistency("far") == pytest.approx(clean, abs=0.05)
     assert consistency("bright") == pytest.approx(clean, abs=0.03)
     assert consistency("slow fps") == clean
+
+
+def test_what_errs_in_unison_is_seen_and_noise_of_the_same_size_is_forgiven() -> None:
+    draw = np.random.default_rng(0)
+    limit, weight = np.full((2, 4, 19, 32), 0.4), np.ones((2, 4, 19, 32), np.float32)
+    noise = draw.normal(0, 0.4, (2, 4, 19, 32, 2))
+    moving = np.zeros_like(noise)
+    moving[:, :, 4:12, 6:18] = [0.4 * 2**0.5, 0.0]  # a patch that moves by itself as far as the noise is large
+    lost = np.zeros_like(noise)
+    lost[:, :, 9, 16] = 1e3  # one wrong point
+    random, common, single = (unison(residual, limit, weight) for residual in (noise, moving, lost))
+    assert random > 0.9
+    assert single > 0.9
+    patch = 8 * 12 / (19 * 32)
+    assert common < 1 - 0.6 * patch
+    alone = (weight / (1 + ((noise**2).sum(-1) / limit**2))).mean()
+    assert alone < 0.6  # point by point the noise would look worse than the moving patch
 
 
 def test_stillness_is_consistent_only_when_asked_for() -> None:

@@ -129,7 +129,7 @@ def assemble(clip: Clip, view: View, found: Estimate) -> Geometry:
         K=found.K, size=(height, width), frames=view.frames, keys=view.frames[view.keys],
         depth=depth, grid=view.points + 0.5, confidence=confidence,
         rigidity=float(fit.sum() / count), firmness=float((fit * sure).sum() / max((seen * sure).sum(), 1e-3)),
-        unison=_unison(found.residual, limit, seen * sure),
+        unison=unison(found.residual, limit, seen * sure),
         inliers=float(good.sum() / count), residual=float((np.minimum(residual, 3.0) * seen).sum() / count),
         coverage=float(tracks.coverage[tracks.used].mean()), link=tracks.link,
         motion=float((moved * seen).sum() / count) / width,
@@ -145,7 +145,7 @@ def assemble(clip: Clip, view: View, found: Estimate) -> Geometry:
     )  # fmt: skip
 
 
-def _unison(residual: np.ndarray, limit: np.ndarray, weight: np.ndarray) -> float:
+def unison(residual: np.ndarray, limit: np.ndarray, weight: np.ndarray) -> float:
     """Mean over the observations of 1 / (1 + (r / limit)^2) for r the weighted mean residual of a neighbourhood.
 
     The flow's errors differ from point to point and cancel; what moves by itself, or changes its shape, errs in unison. Single
