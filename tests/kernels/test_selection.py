@@ -108,3 +108,15 @@ def test_rest_tokens_pooled_on_the_way_are_those_of_the_attention(n: int, rest: 
         results.append([out, *torch.autograd.grad(out.sin().sum(), leaves)])
     for shared, alone in zip(*results, strict=True):
         assert torch.equal(shared, alone)
+
+
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("sizes", [(1,), (1, 2, 4, 8), (1, 8)])
+def test_every_head_begins_where_a_descriptor_may(block: int, sizes: tuple[int, ...]) -> None:
+    """At a multiple of 16 bytes of float32, at any number of blocks."""
+    for nk in range(1, 12):
+        for rest in (16, 32, 64):
+            g = launch.Geometry(1, 2, 2, nk * block - 3, nk * block - 3, 64, block, rest, sizes, False)
+            assert g.rows % 4 == 0
+            assert all(base % 4 == 0 for base in g.bases)
+            assert g.bases[3] + g.rests <= g.rows

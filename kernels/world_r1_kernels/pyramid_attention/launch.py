@@ -64,8 +64,13 @@ class Geometry:
 
     @property
     def rows(self) -> int:
-        """Rows of the pooled buffer per head."""
-        return self.bases[3] + self.nk * self.block // self.rest
+        """Rows of the pooled buffer per head, see `padded`."""
+        return padded(self.bases[3] + self.rests)
+
+    @property
+    def rests(self) -> int:
+        """Rest tokens per head."""
+        return self.nk * self.block // self.rest
 
     @property
     def rest_tile(self) -> int:
@@ -94,14 +99,16 @@ class Pyramid:
     wide: torch.Tensor
     """Keys and values [2, B, Hkv, rows, D], in the dtype of k."""
     flat: torch.Tensor
-    """Log2 counts and covariance traces, float32: [2, B * Hkv * rows and up to three unused], so that both begin where descriptors may."""
+    """Log2 counts and covariance traces [2, B, Hkv, rows], float32."""
 
     @classmethod
-    def empty(cls, k: torch.Tensor, batch: int, kv_heads: int, rows: int) -> Pyramid:
-        """Buffers that a kernel is to fill, beside k."""
+    def empty(cls, k: torch.Tensor, batch: int, kv_heads: int, used: int) -> Pyramid:
+        """Buffers beside k for a kernel to fill, `used` rows a head; the rows that `padded` adds are zero, for tiles reach into them."""
+        rows = padded(used)
+        make = torch.empty if rows == used else torch.zeros
         return cls(
-            torch.empty(2, batch, kv_heads, rows, k.shape[-1], dtype=k.dtype, device=k.device),
-            torch.empty(2, -(-batch * kv_heads * rows // 4) * 4, dtype=torch.float32, device=k.device),
+            make(2, batch, kv_heads, rows, k.shape[-1], dtype=k.dtype, device=k.device),
+            make(2, batch, kv_heads, rows, dtype=torch.float32, device=k.device),
         )
 
     @property
@@ -117,16 +124,12 @@ class Pyramid:
     @property
     def bias(self) -> torch.Tensor:
         """[B, Hkv, rows]."""
-        return self._of_head(0)
+        return self.flat[0]
 
     @property
     def variance(self) -> torch.Tensor:
         """[B, Hkv, rows]."""
-        return self._of_head(1)
-
-    def _of_head(self, which: int) -> torch.Tensor:
-        shape = self.wide.shape[1:4]
-        return self.flat[which, : shape.numel()].view(shape)
+        return self.flat[1]
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,14 @@ class Lists:
     seen: torch.Tensor
 
 
+def padded(rows: int) -> int:
+    """Rows of a head with room to the next multiple of eight.
+
+    A descriptor of float32 must start at a multiple of 16 bytes in every head: at 33 blocks an odd start was an illegal instruction.
+    """
+    return -(-rows // 8) * 8
+
+
 def power_of_two(n: int) -> int:
     """Smallest power of two that is at least max(n, 2)."""
     return 1 << max(1, (n - 1).bit_length())
@@ -148,7 +159,7 @@ def power_of_two(n: int) -> int:
 
 def pool(k: torch.Tensor, v: torch.Tensor, lengths: torch.Tensor | None, g: Geometry) -> Pyramid:
     """All pooled levels that `g.sizes` names, and the rest tokens."""
-    pyramid = Pyramid.empty(k, g.batch, g.kv_heads, g.rows)
+    pyramid = Pyramid.empty(k, g.batch, g.kv_heads, g.bases[3] + g.rests)
     outputs = (pyramid.keys, pyramid.values, pyramid.bias, pyramid.variance, k if lengths is None else lengths)
     common = {"D": g.width, "BK": g.block, "REST": g.rest, "BNHD": g.bnhd, "VARLEN": lengths is not None, "num_warps": 4}
     grid = (g.nk, g.kv_heads, g.batch)

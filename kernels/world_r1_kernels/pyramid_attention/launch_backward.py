@@ -199,5 +199,5 @@ def grad_pooled(work: Backward) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
             **common, SIZE=g.rest, TP=tile, DENSE=True,
         )  # fmt: skip
         for total, part in zip((keys, values, variance), parts, strict=True):
-            torch.sum(part, 0, out=total[:, :, g.bases[3] :])
+            torch.sum(part, 0, out=total[:, :, g.bases[3] : g.bases[3] + count])
     return keys, values, variance

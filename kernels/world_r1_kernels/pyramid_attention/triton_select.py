@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from world_r1_kernels.pyramid_attention.launch import Pyramid
+from world_r1_kernels.pyramid_attention.launch import Pyramid, padded
 from world_r1_kernels.pyramid_attention.triton import LOG2E, origin
 from world_r1_kernels.pyramid_attention.triton_pool import keys_kernel, row_sums
 from world_r1_kernels.pyramid_attention.tuning import has_tma
@@ -285,7 +285,7 @@ def select_levels(
     values, v_bnhd = (k, k_bnhd) if v is None else _layout(v)
     pooled = (rank,) * 4 if pyramid is None else (pyramid.keys, pyramid.values, pyramid.bias, pyramid.variance)
     keys_kernel[(nk, kv_heads, batch)](
-        k, values, k_mean, k_bias, k_variance, rank, *pooled, rank, kv_heads, n_k, nk * (block // rest), 0,
+        k, values, k_mean, k_bias, k_variance, rank, *pooled, rank, kv_heads, n_k, padded(nk * (block // rest)), 0,
         D=width, BK=block, REST=rest, BNHD=k_bnhd, V_BNHD=v_bnhd, VARLEN=False, SELECT=True, POOL=v is not None, DROP=drop,
         num_warps=4,
     )  # fmt: skip
