@@ -55,6 +55,7 @@ class Steps:
             self.result["failed"][name] = message[:2000]
             self.say(f"{name}: failed: {message.splitlines()[0][:300]}")
             value = None
+            self.save()  # first: after an illegal instruction nothing works on the device any more, this included
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         self.save()

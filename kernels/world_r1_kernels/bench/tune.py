@@ -63,7 +63,7 @@ class Trial:
             for line in process.stdout:
                 if line.startswith("{"):
                     messages.put(json.loads(line))
-                elif line.strip():
+                elif line.strip() and ("Error" in line or "Error" not in last):  # CUDA's advice follows what went wrong
                     last = line.strip()
             messages.put({"ended": f"{last[:300]} (exit {process.wait()})"})
 
