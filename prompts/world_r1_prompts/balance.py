@@ -17,9 +17,9 @@ from world_r1_prompts.config import Split
 #: How many candidates of each short move are weighed against each other.
 _WINDOW = 6
 #: What a repeated beginning costs, in units of a move that is wholly missing.
-_AGAIN = 0.12
+_AGAIN = 0.5
 #: One subject of so many in a scene is kept for the test split.
-HELD_OUT = 5
+HELD_OUT = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Item:
 
 
 def held_out(subjects: Iterable[str], seed: int) -> frozenset[str]:
-    """The subjects ("category/scene/name") of the test split: of every scene, the first fifth in the order of a hash."""
+    """The subjects ("category/scene/name") of the test split: of every scene, the first seventh in the order of a hash."""
     scenes: dict[str, list[str]] = defaultdict(list)
     for subject in sorted(set(subjects)):
         scenes[subject.rpartition("/")[0]].append(subject)

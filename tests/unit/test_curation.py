@@ -295,8 +295,11 @@ def test_the_shipped_set_is_what_the_card_says(camera: Camera) -> None:
     wanted = config.load(ROOT / "configs/prompts.yaml")
     for name in ("train", "dynamic"):
         counts = Counter(move for entry in sets[name] for move in shots.moves_of(entry.camera))
-        off = balance.off_quota(counts, wanted.splits[name].moves)  # type: ignore[index]
-        assert max(map(abs, off.values())) <= 0.1 + 0.05 * (name == "dynamic"), off
+        quotas = wanted.splits[name].moves  # type: ignore[index]
+        # A rare move cannot be met more finely than by one.
+        grain = {move: sum(quotas.values()) / (weight * sum(counts.values())) for move, weight in quotas.items()}
+        off = balance.off_quota(counts, quotas)
+        assert all(abs(value) <= 0.1 + grain[move] for move, value in off.items()), off
     rng = random.Random(0)
     for entry in rng.sample(sets["train"], 150) + rng.sample(sets["test"], 50) + rng.sample(sets["dynamic"], 50):
         assert list(defects(entry, camera, LIMITS)) == []

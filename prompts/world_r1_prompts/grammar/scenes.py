@@ -60,6 +60,8 @@ _GENERAL = _words(
     surface inside outside sea air wall
     """
 )
+#: Beginnings that say a place and no thing.
+_PLACES = ("On the %", "In the ", "Behind <>")
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _HEADER = re.compile(r"== ([\w' é-]+?) : ?([a-z]*)")
 
@@ -170,7 +172,8 @@ def _line(tag: str, said: str, head: str, body: list[tuple[str, str]]) -> Line:
         if text != said:
             introduced |= stems(text) - (set() if other == "O" else _definite(text))
     needs = frozenset(definite & introduced)
-    return Line(said, tag.isupper() and not needs, needs)
+    # "On the left, ..." as the first words of every fifth prompt would be monotonous.
+    return Line(said, tag.isupper() and not needs and not said.startswith(_PLACES), needs)
 
 
 def _definite(text: str) -> set[str]:
