@@ -59,7 +59,9 @@ def check(
 def score(
     video: Annotated[Path, typer.Argument(help="A video file.")],
     prompt: Annotated[str, typer.Option(help="What the video was asked to show, camera command included.")] = "",
-    reward: Annotated[list[str] | None, typer.Option(help="A reward by name; repeat for more. Instead of --config.")] = None,
+    reward: Annotated[
+        list[str] | None, typer.Option(help="A reward by name; repeat for more. Default: what runs everywhere.")
+    ] = None,
     config: ConfigFile = None,
     pool: Annotated[list[str] | None, typer.Option(help="A running pool by name; repeat for more.")] = None,
     address: Address = None,

@@ -15,10 +15,10 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from world_r1 import config, config_rewards, config_speed
+from world_r1 import config, config_algorithm, config_rewards, config_speed
 
 #: Where the sections stand.
-MODULES = (config, config_rewards, config_speed)
+MODULES = (config, config_algorithm, config_rewards, config_speed)
 SCHEMA = Path("configs/schema.json")
 PAGE = Path("docs/configuration.md")
 

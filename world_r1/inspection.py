@@ -177,13 +177,17 @@ def _plan(text: str) -> CameraPlan | None:
         return None
 
 
+#: What `world-r1 rewards score` gives when nothing is named: the rewards that run everywhere.
+SCORED = ("reconstruction", "consistency", "trajectory", "meta_view", "quality", "motion", "guard")
+
+
 def settings_for(config: Config | None, names: Sequence[str]) -> tuple[RewardsConfig, CameraConfig]:
-    """Rewards and camera of a configuration, or the named shipped rewards; ValueError if neither or both are given."""
-    if (config is None) == (not names):
-        raise ValueError("give either --config FILE or --reward NAME (world-r1 rewards list shows the names)")
+    """Rewards and camera of a configuration, or the named shipped rewards (default `SCORED`); ValueError if both are given."""
+    if config is not None and names:
+        raise ValueError("give --config FILE or --reward NAME, not both (world-r1 rewards list shows the names)")
     if config is not None:
         return config.rewards, config.camera
-    return rewards_config(names), CameraConfig()
+    return rewards_config(names or SCORED), CameraConfig()
 
 
 #: What `world-r1 rewards bench` measures when nothing is named.
