@@ -24,14 +24,12 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from world_r1.command import plan_sentences as sentences
 from world_r1.command.plan import KINDS, CameraPlan, CameraTextError, Move, Step
 from world_r1.command.plan_parts import Chain, Phrase, Problem
 from world_r1.command.plan_phrases import Phrases
 from world_r1.command.vocabulary import ARTICLES, Vocabulary, vocabulary
 
-#: What ends a sentence.
-_MARKS = ".!?;\n"
-_SEPARATOR = re.compile(f"[{_MARKS}]")
 _TOKEN = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?|\d+(?:\.\d+)?|[,:()\u00b0\u00d7]")
 #: The same for text of ASCII characters in lower case, in a fraction of the time.
 _PLAIN_TOKEN = re.compile(r"[a-z]+(?:'[a-z]+)?|[0-9]+(?:\.[0-9]+)?|[,:()]")
@@ -88,12 +86,12 @@ def _candidates(text: str, words: Vocabulary) -> list[tuple[int, int]]:
     """(start, end) of the sentences that name a camera or start like a command, in order."""
     found: list[tuple[int, int]] = []
     marked, reached = "." + text, 0  # the mark in front of the text moves its beginning by one
-    for start in _marks(marked):
+    for start in sentences.marks(marked):
         if start < reached or (match := words.head.match(marked, start)) is None:
             continue
         reached = match.end()
-        if start == 0 or not _decimal(text, start - 1):
-            found.append((start, _end(text, reached - 2)))
+        if start == 0 or not sentences.decimal(text, start - 1):
+            found.append((start, sentences.end(text, reached - 2)))
     named = False
     for name in _NAMES:
         place = text.find(name)
@@ -102,48 +100,11 @@ def _candidates(text: str, words: Vocabulary) -> list[tuple[int, int]]:
                 if start <= place < end:
                     break
             else:
-                end = _end(text, place)
-                found.append((_start(text, place), end))
+                end = sentences.end(text, place)
+                found.append((sentences.start(text, place), end))
                 named = True
             place = text.find(name, end)
     return sorted(found) if named else found
-
-
-def _marks(text: str) -> list[int]:
-    """Where sentences end, in order: looking for one character at a time is much faster than for one of five."""
-    found: list[int] = []
-    for mark in _MARKS:
-        place = text.find(mark)
-        while place >= 0:
-            found.append(place)
-            place = text.find(mark, place + 1)
-    found.sort()
-    return found
-
-
-def _start(text: str, place: int) -> int:
-    """Where the sentence around a place starts."""
-    start = 0
-    for mark in _MARKS:
-        at = text.rfind(mark, start, place)
-        while at >= 0 and mark == "." and _decimal(text, at):
-            at = text.rfind(mark, start, at)
-        start = max(start, at + 1)
-    return start
-
-
-def _end(text: str, place: int) -> int:
-    """Where the sentence around a place ends. A point between digits ends no sentence."""
-    while (match := _SEPARATOR.search(text, place)) is not None:
-        place = match.start()
-        if not _decimal(text, place):
-            return place
-        place += 1
-    return len(text)
-
-
-def _decimal(text: str, point: int) -> bool:
-    return text[point] == "." and text[point - 1 : point].isdecimal() and text[point + 1 : point + 2].isdecimal()
 
 
 def _located(problem: Problem, text: str, lowered: str, start: int, end: int) -> CameraTextError:
