@@ -63,7 +63,7 @@ def _step(step: Step, form: str, rng: random.Random) -> str:
         if front:
             text = f"{rng.choice(vocabulary().adverbs[shared or ''])} {text}"
     if step.curve:
-        text += f"{rng.choice((', ', ' '))}{rng.choice(_CURVES[step.curve])}"
+        text += f", {rng.choice(_CURVES[step.curve])}"
     if step.seconds is not None:
         text += f" {rng.choice(('for', 'over'))} {_number(step.seconds, rng)} second{'' if step.seconds == 1 else 's'}"
     return text
