@@ -26,7 +26,8 @@ def compile_blocks(blocks: Sequence[nn.Module], sparse: SparseAttention | None =
     """torch.compile every block in place. They share their code, so that one compilation serves all (and one more without adapters).
 
     It also serves every batch size: a step whose videos do not all have a score would otherwise wait for a program of its own.
-    Sparse attention itself stays as it is: a compiled block runs up to it and goes on after it.
+    Sparse attention itself stays as it is: a compiled block runs up to it and goes on after it, and every batch size is a program
+    of its own (what attention returns is new to the compiler, so that a mark on the block's input does not reach it).
     """
     if sparse is not None:
         _compile_around(blocks, sparse)

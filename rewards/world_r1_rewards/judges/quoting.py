@@ -6,7 +6,7 @@ import json
 import re
 import unicodedata
 
-#: Characters that chat templates, special tokens and markup are made of; inside a quotation they are written as \\uXXXX.
+#: Characters that chat templates, special tokens and markup are made of; a quotation has JSON's escapes in their place.
 MARKUP = "<>[]{}|`#"
 #: Characters of a prompt that a judge reads at most.
 LIMIT = 1200
