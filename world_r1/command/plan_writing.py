@@ -34,12 +34,7 @@ def describe_plan(plan: CameraPlan, rng: random.Random) -> str:
     text = parts[0]
     for index, part in enumerate(parts[1:], 2):
         last = index == len(parts) > 2
-        joints = (
-            (", then ", ", then ", " and then ")
-            + ((", and finally ",) if last else ())
-            + ((", then it ",) if form == "third" else ())
-        )
-        text += rng.choice(joints) + part
+        text += rng.choice((", then ", ", then ", " and then ") + ((", and finally ",) if last else ())) + part
     if form == "base" and len(parts) > 1 and rng.random() < 0.2:
         text = "first " + text
     if form == "third":
