@@ -46,7 +46,9 @@ def noise(device: str, repeats: int = 5, sizes: Any = SIZES) -> list[dict[str, A
     return rows
 
 
-def attention(quick: bool, tune: bool, out: str | None = None, seconds: float | None = None) -> dict[str, Any]:
+def attention(
+    quick: bool, tune: bool, out: str | None = None, seconds: float | None = None, shapes: str | None = None
+) -> dict[str, Any]:
     """Check pyramid attention on this machine and, on a GPU, time it beside dense attention; see `world_r1_kernels.bench.attention`."""
     import torch
 
@@ -55,7 +57,8 @@ def attention(quick: bool, tune: bool, out: str | None = None, seconds: float | 
     from world_r1_kernels.bench import attention as bench
 
     say = partial(print, flush=True)
-    return bench.run(quick, tune, say, Path(out) if out else None, seconds)
+    names = [name.strip() for name in shapes.split(",")] if shapes else None
+    return bench.run(quick, tune, say, Path(out) if out else None, seconds, names)
 
 
 def attention_quality(quick: bool) -> dict[str, Any]:

@@ -34,8 +34,6 @@ RECIPE: dict[str, Any] = {
         "checkpoint": "auto",
         "vae_dtype": "bf16",
         "vae_channels_last": True,
-        "vae_decode": "chunked",
-        "vae_chunk": 4,
         "fused_optimizer": True,
         "latents": "bf16",
         "text_encoder": "free",

@@ -227,11 +227,12 @@ def bench_attention(
         str | None, typer.Option(help="Folder for the JSON and the tile shapes found; default kernels/bench/results.")
     ] = None,
     seconds: Annotated[float | None, typer.Option(min=1, help="Begin no new step after so many seconds.")] = None,
+    shapes: Annotated[str | None, typer.Option(help="Comma-separated names of shapes, such as CogVideoX-5B; default all.")] = None,
 ) -> None:
     """Check pyramid attention on this machine, then time it beside cuDNN, flash and FlexAttention; writes JSON."""
     from world_r1.bench import attention
 
-    attention(quick, tune, out, seconds)
+    attention(quick, tune, out, seconds, shapes)
 
 
 @bench_app.command("attention-quality")

@@ -18,7 +18,7 @@ WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("bench") / "rows.json"
-    rows = ["public", "long chunks", "sparse", "window", "few steps", "recommended", "whole", "14B"]
+    rows = ["public", "frames", "sparse", "window", "few steps", "recommended", "whole", "14B"]
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(bench_pieces, "REPEATS", 1)
     result = bench_step.run(WAN, quick=True, rows=rows, out=out)
@@ -83,7 +83,7 @@ def test_a_run_that_is_cut_short_keeps_its_pieces_and_goes_on(
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    rows = ["public", "long chunks", "sparse", "window", "few steps", "recommended", "whole", "14B"]
+    rows = ["public", "frames", "sparse", "window", "few steps", "recommended", "whole", "14B"]
     monkeypatch.setattr(bench_pieces, "whole_step", killed)  # everything else is taken from the file
     monkeypatch.setattr(bench_pieces.Bench, "_time_transformer", killed)
     monkeypatch.setattr(bench_pieces.Bench, "_time_decoder", killed)
@@ -125,7 +125,7 @@ def test_the_bars_compare_a_row_of_each_side(found: dict[str, Any]) -> None:
     assert float(forward["default"]) == pytest.approx(pieces["public"]["default forward"], rel=1e-2)
     assert float(forward["ours"]) == pytest.approx(pieces["sparse"]["rollout"] / 2, rel=1e-2)
     assert float(update["default"]) == pytest.approx(pieces["public"]["trained"] / 2, rel=1e-2)
-    assert float(decode["ours"]) == pytest.approx(pieces["long chunks"]["decode"], rel=1e-2)
+    assert float(decode["ours"]) == pytest.approx(pieces["frames"]["decode"], rel=1e-2)
     assert video["ratio"].endswith("x")
     assert bench_step.bars({"rows": []})[0]["ratio"] == ""
 

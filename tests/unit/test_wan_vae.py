@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from world_r1.policies import wan_vae
+from world_r1.policies.wan_vae_frames import GpuDecoder
 
 VARIANTS = {
     "wan2.1": {
@@ -81,6 +82,18 @@ def test_equals_the_stock_path(name: str, frames: int, channels_last: bool) -> N
     torch.testing.assert_close(logvar.clamp(-30, 20), stock.logvar, atol=1e-5, rtol=0)
     torch.testing.assert_close(video, stock_video, atol=1e-5, rtol=0)
     torch.testing.assert_close(differentiable, stock_video, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("most", [2**31, 40_000, 1])
+@pytest.mark.parametrize("frames", [1, 5])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_gpu_decoder_in_parts_is_the_stock_path(name: str, frames: int, most: int) -> None:
+    vae = make(name)
+    z = torch.randn(1, 4, frames, 6, 10, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        hidden = GpuDecoder(most).decode(vae, z)
+        video = wan_vae.unpatchify(hidden, vae.config.patch_size).clamp(-1, 1)
+        torch.testing.assert_close(video, vae.decode(z).sample, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -17,10 +17,11 @@ import torch
 from world_r1.config import ModelConfig, VideoConfig
 from world_r1.policies import wan_files, wan_vae
 from world_r1.policies.base import DiffusersPolicy, Source, choose_device, choose_dtype
+from world_r1.policies.wan_vae_frames import GpuDecoder
 
 __all__ = ["POLICY", "WanPolicy", "choose_device", "choose_dtype", "clean"]
 
-#: Largest activation of the full-sequence decoder in bytes; above it the stock chunked decoder bounds the memory.
+#: Largest activation in bytes up to which videos are decoded together, and whole; above it one by one, and in chunks where memory is short.
 DECODE_LIMIT = 2**30
 
 
@@ -75,12 +76,20 @@ class WanPolicy(DiffusersPolicy):
     def _decode_some(self, z: torch.Tensor) -> np.ndarray:
         z = wan_vae.denormalise(self.vae, z.float().to(self.device)).to(self.vae.dtype)
         how = self.config.speed.vae_decode
-        if how == "full" or (how == "auto" and wan_vae.decode_bytes(self.vae, z) <= DECODE_LIMIT):
+        if how == "full" or (how == "auto" and self._decodes_whole(z)):
             video = wan_vae.decode(self.vae, z, clamp=True)
         else:
             video = wan_vae.decode_chunked(self.vae, z, self.config.speed.vae_chunk)
         pixels = video.float().permute(0, 2, 3, 4, 1).add(1.0).mul(127.5).round_().clamp_(0, 255)
         return pixels.to(torch.uint8).contiguous().cpu().numpy()
+
+    def _decodes_whole(self, z: torch.Tensor) -> bool:
+        largest = wan_vae.decode_bytes(self.vae, z)
+        if largest <= DECODE_LIMIT or self.device.type != "cuda":
+            return largest <= DECODE_LIMIT
+        free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device)
+        free -= torch.cuda.memory_allocated(self.device)
+        return 1.1 * GpuDecoder.bytes(largest // 4, z.element_size()) < free
 
     def _prepare(self, transformer: Any) -> Any:
         """To the device; the timestep embedding stays float32 under autocast, as diffusers keeps it in a bf16 model."""

@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from world_r1.policies import wan_vae_cpu
+from world_r1.policies.wan_vae_frames import CpuDecoder, GpuDecoder
+
+#: From this size of its largest activation on, a video is decoded frame by frame in memory on a GPU; smaller ones go together.
+_LARGE = 2**30
 
 
 def encode(vae: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,12 +42,15 @@ def encode(vae: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 def decode(vae: nn.Module, z: torch.Tensor, clamp: bool = False) -> torch.Tensor:
     """Decode latents [B, z, t, h, w] (not normalised) to videos [B, 3, 1 + 4 (t - 1), H, W].
 
-    Differentiable; without gradients a CPU decodes one video at a time by `wan_vae_cpu`. `clamp` cuts the result to -1..1 as the
-    stock path does; leave it off in training, where it kills gradients.
+    Differentiable; without gradients a CPU, and for large videos a GPU, decodes one video at a time by `wan_vae_frames`. `clamp` cuts
+    the result to -1..1 as the stock path does; leave it off in training, where it kills gradients.
     """
     config: Any = vae.config
-    if z.device.type == "cpu" and z.dtype == torch.float32 and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")):
-        hidden = torch.cat([wan_vae_cpu.decode(vae, one) for one in z.split(1)])
+    plain = not (torch.is_grad_enabled() or torch.is_autocast_enabled(z.device.type))
+    if plain and z.device.type == "cpu" and z.dtype == torch.float32:
+        hidden = torch.cat([CpuDecoder().decode(vae, one) for one in z.split(1)])
+    elif plain and z.device.type == "cuda" and decode_bytes(vae, z[:1]) > _LARGE:
+        hidden = torch.cat([GpuDecoder().decode(vae, one) for one in z.split(1)])
     else:
         hidden = _decoder(vae.decoder, _conv(vae.post_quant_conv, z))
     video = unpatchify(hidden, config.patch_size)

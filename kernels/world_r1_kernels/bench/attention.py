@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,17 @@ def run(
     say: Callable[[str], None] = print,
     out: Path | None = None,
     seconds: float | None = None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Check, then measure every shape and density; returns the result, which is on disk after every step.
+    """Check, then measure every shape (or those of `names`) and density; returns the result, which is on disk after every step.
 
     `out` is the folder for the JSON (and a copy of tuned.json), `seconds` the time after which no new step begins. Without a GPU only the
-    check runs, in Triton's interpreter. RuntimeError if the kernels disagree with the reference: no speed is shown.
+    check runs, in Triton's interpreter. RuntimeError if the kernels disagree with the reference: no speed is shown. ValueError for an
+    unknown shape.
     """
+    known = [shape.name for shape in SHAPES]
+    if unknown := [name for name in names or () if name not in known]:
+        raise ValueError(f"no shape {unknown[0]!r}; known: {', '.join(known)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result: dict[str, Any] = {"machine": machine(device), "checks": [], "rows": []}
     if device.type != "cuda":
@@ -38,7 +43,7 @@ def run(
     name = f"attention-{result['machine']['device'].replace(' ', '-').lower()}{'-quick' if quick else ''}.json"
     steps = Steps((out or results_folder()) / name, result, seconds, say)
     steps.say(" ".join(f"{key} {value}" for key, value in result["machine"].items()))
-    shapes = tuple(shape for shape in SHAPES if not quick or shape.name in QUICK_GPU)
+    shapes = tuple(shape for shape in SHAPES if shape.name in (names or (QUICK_GPU if quick else known)))
     if tune:
         from world_r1_kernels.bench.tune import tune as find
 
@@ -62,7 +67,8 @@ def _speeds(shapes: tuple[Shape, ...], quick: bool, steps: Steps, device: torch.
         raise RuntimeError(f"the kernels are wrong on this machine ({'; '.join(wrong)}); nothing was timed")
     for shape in shapes:
         dense = result.setdefault("dense", {}).setdefault(shape.name, {})
-        measure.shape(shape, QUICK_GPU[shape.name] if quick else ROWS, steps, device, dense, flash=not quick)
+        rows = QUICK_GPU.get(shape.name, ROWS[1:2]) if quick else ROWS
+        measure.shape(shape, rows, steps, device, dense, flash=not quick)
 
 
 def check(
