@@ -58,7 +58,7 @@ class Camera:
         options = [f"{said}.", f"{wanted.text[0].upper()}{wanted.text[1:]}."]
         places = _TOWARD.get(wanted.names[0]) if len(wanted.names) == 1 else None
         if places and rng.random() < 0.45:
-            options.insert(0, f"{said} {rng.choice(places).format(target)}.")
+            options.insert(0, f"{said} {rng.choice(places).format(target)}.".replace("away away", "away"))
         return next(text for text in options if _same(text, wanted))
 
 
