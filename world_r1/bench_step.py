@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -364,7 +365,9 @@ def _machine() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The checkout's commit; None outside of one."""
+    """The checkout's commit, or what WORLD_R1_COMMIT says where the code came without its history; None without either."""
+    if given := os.environ.get("WORLD_R1_COMMIT"):
+        return given
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

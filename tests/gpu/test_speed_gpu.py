@@ -42,7 +42,8 @@ def velocity(config: Config) -> torch.Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("switches", [{"compile": True}, {"guidance_batch": False}, {"compile": True, "checkpoint": "auto"}])
 def test_the_velocity_is_the_plain_one(switches: dict[str, Any]) -> None:
-    torch.testing.assert_close(velocity(configured(**switches)), velocity(configured()), atol=1e-4, rtol=1e-3)
+    # cuBLAS adds in another order for another batch, and guidance multiplies the difference by three
+    torch.testing.assert_close(velocity(configured(**switches)), velocity(configured()), atol=5e-4, rtol=1e-3)
 
 
 @pytest.mark.slow
