@@ -33,6 +33,8 @@ class Item:
     moves: tuple[str, ...]
     #: The first words, so that prompts do not all begin alike.
     opening: str = ""
+    #: Written for the test split, and for no other.
+    apart: bool = False
 
 
 def held_out(subjects: Iterable[str], seed: int) -> frozenset[str]:

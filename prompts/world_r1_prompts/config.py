@@ -73,7 +73,9 @@ class BuildConfig(_Section):
 
     name: str
     seed: int = 0
-    candidates: int = Field(ge=1)
+    #: "grammar": composed of hand-written sentences, as many as `candidates`; "written": scenes written whole, all of the package's.
+    source: Literal["grammar", "written"] = "grammar"
+    candidates: int = Field(0, ge=0)
     #: Where finished stages are kept, so that an interrupted build continues.
     work: Path
     #: Where the data set goes.
@@ -104,6 +106,10 @@ def load(path: Path) -> BuildConfig:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ValueError(f"{path}: {where}: {first['msg']}, got {first['input']!r}") from error
+    if (config.source == "grammar") != (config.candidates > 0):
+        raise ValueError(
+            f"{path}: candidates: got {config.candidates}; the grammar needs a positive number, and written scenes are taken as they are (0)"
+        )
     for name, weights in (
         ("categories", config.categories),
         *((f"splits.{k}.categories", v.categories) for k, v in config.splits.items()),

@@ -100,7 +100,7 @@ def enhance(record: Record, writer: Any, how: Enhance, limits: Words, camera: Ca
             quality=dict(record.quality) | {"words": len(record.text.replace(record.base, said).split()), "enhanced": True},
         )
         subject = record.source.rpartition("/")[2].replace("-", " ")
-        named = not record.source.startswith("grammar:") or subject.lower() in said.lower()
+        named = not record.source.startswith(("grammar:", "written:")) or subject.lower() in said.lower()
         if how.least <= len(said.split()) <= how.most and named and next(defects(changed, camera, wider), None) is None:
             return changed
     return record.having(quality=dict(record.quality) | {"enhanced": False})

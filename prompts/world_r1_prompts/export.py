@@ -21,6 +21,18 @@ _CRITERIA = """\
 | not templated | it could have been written for this scene alone |
 """
 
+_ORIGIN = {
+    "grammar": "Composed by the grammar in `world_r1_prompts` of sentences in `scenes/`.",
+    "written": (
+        "The scenes in `world_r1_prompts/written/` were written one by one by a large language model, each for one camera sentence of the "
+        "grammar, and then read in full and mended by a second reader, also a language model. The build itself calls no model."
+    ),
+}
+_LIMITS = {
+    "grammar": "The scenes are composed, so phrases recur: the same detail of the same subject is met several times.",
+    "written": "Phrases that say where things are recur (on the left a, to the right of), because most moves need a thing on their side.",
+}
+
 
 def export(folder: Path, config: BuildConfig, splits: Mapping[str, Sequence[Record]], report: Mapping[str, Any]) -> list[Path]:
     """Write `<split>.jsonl`, `<split>.txt`, plots and README.md (the card) into `folder`; returns what was written.
@@ -63,17 +75,15 @@ def _card(
         "\n## Fields\n\n`id`, `split`, `category`, `subcategory`, `kind` (rigid or dynamic), `base` (the scene), `text` (camera "
         "sentence and scene: what a model is given), `camera` (plan: steps of simultaneous moves), `source`, `licence`, "
         "`generator`, `quality` (words, camera difficulty, cosine to the nearest prompt of the split).\n\n",
-        "## Provenance and licence\n\nWritten by the grammar and the hand-written scenes in `world_r1_prompts` (no language model, no text "
-        f"of any other data set), Apache-2.0. Rebuilt by `world-r1 prompts build` from the configuration `{config.name}`, seed "
-        f"{config.seed}, {config.candidates} candidates; same configuration, same files (embeddings are compared with a threshold, so "
-        "another processor could in principle drop another repeat).\n\n",
+        f"## Provenance and licence\n\n{_ORIGIN[config.source]} No text of any other data set. Apache-2.0. Rebuilt by `world-r1 prompts "
+        f"build` from the configuration `{config.name}`, seed {config.seed}, {report['candidates']} candidates; same configuration, same files "
+        "(embeddings are compared with a threshold, so another processor could in principle drop another repeat).\n\n",
         _tables(found, report),
         "\n## Reading\n\n`world-r1 prompts sample FILES` prints the fixed random hundred that readers rate. Criteria:\n\n"
         + _CRITERIA,
         f"\n{notes.strip()}\n" if notes.strip() else "",
-        "\n## Limits\n\nEnglish only. The scenes are composed, so phrases recur: the same detail of the same subject is met several times "
-        "among 3000 prompts. There are no people in rigid scenes, no brands, no named places, no text to be rendered. The safety word list "
-        "catches words, not intentions.\n",
+        f"\n## Limits\n\nEnglish only. {_LIMITS[config.source]} There are no people in rigid scenes, no brands, no text to be rendered. The "
+        "safety word list catches words, not intentions.\n",
         "\n## Twenty random prompts of each category\n" + _samples(splits),
     ]
     return "".join(parts)

@@ -1,4 +1,4 @@
-"""The build: compose, enhance, validate, deduplicate, balance, embed, split. Every stage writes what it finished.
+"""The build: compose (or read what was written), enhance, validate, deduplicate, balance, embed, split. Every stage writes what it finished.
 
 Stages over blocks of candidates are functions bytes -> bytes of (block, input), run by a `Mapper`: one after the other, in processes,
 or as Ray tasks (`world_r1.actors.blocks`); the driver writes the results, so workers need no shared disk. Killed at any instant and
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from world_r1_prompts import balance, minhash, store
+from world_r1_prompts import balance, minhash, store, written
 from world_r1_prompts.config import BuildConfig, Dedup, Enhance, Words
 from world_r1_prompts.grammar import scenes
 from world_r1_prompts.grammar.compose import GENERATOR, CameraLanguage, compose
@@ -54,6 +54,19 @@ class Compose:
         library = scenes.load()
         span = range(block * self.block, min(self.candidates, (block + 1) * self.block))
         return to_lines(compose(library, self.camera, self.seed, index, self.categories) for index in span).encode()
+
+
+@dataclass(frozen=True)
+class Written:
+    """Block -> JSONL of candidates, of the scenes that were written whole."""
+
+    block: int
+    camera: CameraLanguage
+
+    def __call__(self, block: int, _: bytes) -> bytes:
+        entries = written.load()
+        span = range(block * self.block, min(len(entries), (block + 1) * self.block))
+        return to_lines(entries[index].record(index, self.camera) for index in span).encode()
 
 
 @dataclass(frozen=True)
@@ -111,10 +124,18 @@ def build(config: BuildConfig, camera: CameraLanguage, mapper: Mapper = serially
     ValueError if a split comes out short or a move is off its quota by more than the tolerance: more candidates or other weights are
     needed, and the message says which.
     """
-    blocks = -(-config.candidates // config.block)
-    identity = store.key(GENERATOR, _code(), config.seed, config.candidates, config.block, config.categories)
+    first: Task
+    if config.source == "written":
+        candidates = len(written.load())
+        identity = store.key(written.GENERATOR, _code("written", "grammar"), config.block)
+        first = Written(config.block, camera)
+    else:
+        candidates = config.candidates
+        identity = store.key(GENERATOR, _code("grammar", "scenes"), config.seed, candidates, config.block, config.categories)
+        first = Compose(config.seed, candidates, config.block, config.categories, camera)
+    blocks = -(-candidates // config.block)
     texts = store.Stage(config.work, "1-compose", identity, blocks, ".jsonl")
-    _run(texts, Compose(config.seed, config.candidates, config.block, config.categories, camera), None, mapper, say)
+    _run(texts, first, None, mapper, say)
     if config.enhance is not None:
         identity = store.key(identity, config.enhance.model_dump(), config.words.model_dump())
         rewritten = store.Stage(config.work, "2-enhance", identity, blocks, ".jsonl")
@@ -140,7 +161,7 @@ def build(config: BuildConfig, camera: CameraLanguage, mapper: Mapper = serially
         chosen, dropped, nearest = _meanings(config, items, chosen, records, checked.identity, mapper, say)
     splits = {name: _named(name, [items[row] for row in rows], records, nearest) for name, rows in chosen.items()}
     report = {
-        "candidates": config.candidates,
+        "candidates": candidates,
         "invalid": {
             RULES[code - 1]: int(n) for code, n in zip(*np.unique(table[table[:, 0] > 0, 0], return_counts=True), strict=True)
         },
@@ -175,14 +196,17 @@ def _items(texts: store.Stage, wanted: np.ndarray) -> list[balance.Item]:
                 subject = entry["source"].partition(":")[2]
                 moves = moves_of(entry["camera"]) or ("fixed",)
                 opening = " ".join(entry["base"].lower().split(maxsplit=3)[:3])
-                out.append(balance.Item(first + offset, entry["category"], entry["quality"]["difficulty"], subject, moves, opening))
+                difficulty, apart = entry["quality"]["difficulty"], entry["split"] == "test"
+                out.append(balance.Item(first + offset, entry["category"], difficulty, subject, moves, opening, apart))
         first += len(lines)
     return out
 
 
 def _balance(config: BuildConfig, items: list[balance.Item], marks: np.ndarray, reserve: float) -> dict[str, list[int]]:
     """Rows of `items` for every split. Test first: its subjects are its own, and what resembles its prompts leaves the others."""
-    apart = balance.held_out((item.subject for item in items), config.seed) if "test" in config.splits else frozenset()
+    apart = frozenset(item.subject for item in items if item.apart)  # what was written for the test
+    if not apart and "test" in config.splits:
+        apart = balance.held_out((item.subject for item in items), config.seed)
     chosen: dict[str, list[int]] = {}
     for name in ("test", "train", "dynamic"):
         if name not in config.splits:
@@ -274,9 +298,8 @@ def _verify(config: BuildConfig, splits: dict[str, list[Record]]) -> dict[str, d
     for name, records in splits.items():
         split = config.splits[name]  # type: ignore[index]
         if len(records) < split.count:
-            raise ValueError(
-                f"split {name} has {len(records)} of {split.count} prompts; raise candidates (now {config.candidates})"
-            )
+            more = "write more scenes" if config.source == "written" else f"raise candidates (now {config.candidates})"
+            raise ValueError(f"split {name} has {len(records)} of {split.count} prompts; {more}")
         counts = Counter(move for record in records for move in moves_of(record.camera))
         off[name] = {move: round(value, 3) for move, value in balance.off_quota(counts, split.moves).items()}
         # A share of n moves cannot be met more finely than one move.
@@ -306,11 +329,11 @@ def _from_bytes(content: bytes) -> np.ndarray:
     return np.asarray(np.load(io.BytesIO(content), allow_pickle=False))
 
 
-def _code() -> str:
-    """A hash of the scenes and of the grammar's code: another grammar, another set of candidates."""
+def _code(*folders: str) -> str:
+    """A hash of the texts and the code in `folders`: another grammar, another set of candidates."""
     root = resources.files("world_r1_prompts")
     digest = hashlib.sha256()
-    for folder in ("grammar", "scenes"):
+    for folder in folders:
         for file in sorted((root / folder).iterdir(), key=lambda file: file.name):
             if Path(file.name).suffix in (".py", ".txt"):
                 digest.update(file.name.encode() + file.read_bytes())

@@ -34,7 +34,7 @@ class Record:
     text: str
     #: JSON form of the camera plan, as the camera language's `read` gives it; None when the prompt names no camera.
     camera: Mapping[str, Any] | None
-    #: What it was made from: "grammar:<category>/<scene>/<subject>" or a file.
+    #: What it was made from: "grammar:<category>/<scene>/<subject>", "written:<category>/<subcategory>/<subject>" or a file.
     source: str = ""
     licence: str = "Apache-2.0"
     #: What wrote the text: "world_r1_prompts.grammar/2", or the model that rewrote it.

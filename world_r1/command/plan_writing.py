@@ -34,7 +34,9 @@ def describe_plan(plan: CameraPlan, rng: random.Random) -> str:
     text = parts[0]
     for index, part in enumerate(parts[1:], 2):
         last = index == len(parts) > 2
-        text += rng.choice((", then ", ", then ", " and then ") + ((", and finally ",) if last else ())) + part
+        joint = rng.choice((", then ", ", then ", " and then ") + ((", and finally ",) if last else ()))
+        aside = plan.steps[index - 2].curve and joint == " and then "  # "zoom out, slowing down, and then tilt up"
+        text += ("," if aside else "") + joint + part
     if form == "base" and len(parts) > 1 and rng.random() < 0.2:
         text = "first " + text
     if form == "third":

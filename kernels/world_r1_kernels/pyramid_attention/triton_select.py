@@ -314,8 +314,7 @@ def select_levels(
         score, rank, _vector(in_rows, torch.uint8, device), _vector(in_columns, torch.uint8, device),
         _vector(tuple(number) or (0,), torch.int32, device), key, score if mass is None else mass, hist, levels,
         heads, heads // kv_heads, n_q, n_k, nq, nk,
-        **constants, CAUSAL=causal, LEAST=least, QUOTA=bool(number), KEEP_MASS=keep_mass,
-        num_warps=4 if constants["WIDTH"] <= 512 else 8,  # eight rows of WIDTH numbers must fit into the registers
+        **constants, CAUSAL=causal, LEAST=least, QUOTA=bool(number), KEEP_MASS=keep_mass, num_warps=4,
     )  # fmt: skip
     if not number:
         ties = torch.empty(batch, heads, nq, dtype=torch.int64, device=device)
