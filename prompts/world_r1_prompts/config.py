@@ -108,7 +108,8 @@ def load(path: Path) -> BuildConfig:
         raise ValueError(f"{path}: {where}: {first['msg']}, got {first['input']!r}") from error
     if (config.source == "grammar") != (config.candidates > 0):
         raise ValueError(
-            f"{path}: candidates: got {config.candidates}; the grammar needs a positive number, and written scenes are taken as they are (0)"
+            f"{path}: candidates: got {config.candidates}; the grammar needs a positive number, and written scenes are taken as they are "
+            "(leave it out)"
         )
     for name, weights in (
         ("categories", config.categories),

@@ -75,15 +75,16 @@ def _card(
         "\n## Fields\n\n`id`, `split`, `category`, `subcategory`, `kind` (rigid or dynamic), `base` (the scene), `text` (camera "
         "sentence and scene: what a model is given), `camera` (plan: steps of simultaneous moves), `source`, `licence`, "
         "`generator`, `quality` (words, camera difficulty, cosine to the nearest prompt of the split).\n\n",
-        f"## Provenance and licence\n\n{_ORIGIN[config.source]} No text of any other data set. Apache-2.0. Rebuilt by `world-r1 prompts "
-        f"build` from the configuration `{config.name}`, seed {config.seed}, {report['candidates']} candidates; same configuration, same files "
-        "(embeddings are compared with a threshold, so another processor could in principle drop another repeat).\n\n",
+        f"## Provenance and licence\n\n{_ORIGIN[config.source]} No text of any other data set. Apache-2.0. Rebuilt by `world-r1 "
+        f"prompts build` from the configuration `{config.name}`, seed {config.seed}, {report['candidates']} candidates; same "
+        "configuration, same files (embeddings are compared with a threshold, so another processor could in principle drop another "
+        "repeat).\n\n",
         _tables(found, report),
         "\n## Reading\n\n`world-r1 prompts sample FILES` prints the fixed random hundred that readers rate. Criteria:\n\n"
         + _CRITERIA,
         f"\n{notes.strip()}\n" if notes.strip() else "",
-        f"\n## Limits\n\nEnglish only. {_LIMITS[config.source]} There are no people in rigid scenes, no brands, no text to be rendered. The "
-        "safety word list catches words, not intentions.\n",
+        f"\n## Limits\n\nEnglish only. {_LIMITS[config.source]} There are no people in rigid scenes, no brands, no text to be "
+        "rendered. The safety word list catches words, not intentions.\n",
         "\n## Twenty random prompts of each category\n" + _samples(splits),
     ]
     return "".join(parts)

@@ -1,4 +1,4 @@
-"""The build: compose (or read what was written), enhance, validate, deduplicate, balance, embed, split. Every stage writes what it finished.
+"""The build: compose or read, enhance, validate, deduplicate, balance, embed, split. Every stage writes what it finished.
 
 Stages over blocks of candidates are functions bytes -> bytes of (block, input), run by a `Mapper`: one after the other, in processes,
 or as Ray tasks (`world_r1.actors.blocks`); the driver writes the results, so workers need no shared disk. Killed at any instant and
@@ -204,7 +204,8 @@ def _items(texts: store.Stage, wanted: np.ndarray) -> list[balance.Item]:
 
 def _balance(config: BuildConfig, items: list[balance.Item], marks: np.ndarray, reserve: float) -> dict[str, list[int]]:
     """Rows of `items` for every split. Test first: its subjects are its own, and what resembles its prompts leaves the others."""
-    apart = frozenset(item.subject for item in items if item.apart)  # what was written for the test
+    written_apart = frozenset(item.subject for item in items if item.apart)
+    apart = written_apart
     if not apart and "test" in config.splits:
         apart = balance.held_out((item.subject for item in items), config.seed)
     chosen: dict[str, list[int]] = {}
@@ -215,7 +216,10 @@ def _balance(config: BuildConfig, items: list[balance.Item], marks: np.ndarray, 
         rows = [
             row
             for row, item in enumerate(items)
-            if (item.subject in apart) == (name == "test") and item.category in split.categories
+            if (item.subject in apart) == (name == "test")
+            and item.category in split.categories
+            # another file's scene of a held-out subject is for no split
+            and (name != "test" or not written_apart or item.apart)
         ]
         picked = [rows[k] for k in balance.select([items[row] for row in rows], split, round(split.count * (1 + reserve)))]
         if name != "test" and "test" in chosen and picked:

@@ -83,12 +83,16 @@ def read(text: str, name: str, *, test: bool = False) -> Iterator[Entry]:
         elif mark == "@":
             category, _, subcategory = (part.strip() for part in rest.partition("/"))
             if category not in CATEGORIES or not subcategory:
-                raise ValueError(f"{name}:{number}: expected '@ category / subcategory' with one of {', '.join(CATEGORIES)}; got {line!r}")
+                raise ValueError(
+                    f"{name}:{number}: expected '@ category / subcategory' with one of {', '.join(CATEGORIES)}; got {line!r}"
+                )
             place = (category, subcategory)
         elif mark in "<>":
             subject, _, camera = (part.strip() for part in rest.partition("|"))
             if place is None or not subject or not camera.endswith("."):
-                raise ValueError(f"{name}:{number}: expected '{mark} subject | camera sentence.' below a line '@ ...', got {line!r}")
+                raise ValueError(
+                    f"{name}:{number}: expected '{mark} subject | camera sentence.' below a line '@ ...', got {line!r}"
+                )
             head = (mark == ">", subject, camera)
         else:
             raise ValueError(f"{name}:{number}: expected '@', '<', '>' or '#', got {line!r}")

@@ -249,7 +249,7 @@ def test_a_stored_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("candidates: 0", "candidates: .*greater than or equal to 1, got 0"),
+        ("candidates: 0", "candidates: got 0; the grammar needs a positive number"),
         ("seeds: 3", "seeds: .*not permitted"),
         ("splits: {train: {count: 3, categories: {rural: 1}}}", "unknown category 'rural'"),
         ("splits: {train: {count: 3, categories: {urban: 1}, moves: {jump: 1}}}", "unknown move 'jump'"),
