@@ -127,14 +127,13 @@ def markdown(found: Mapping[str, Any] | None) -> str:
     head = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
     compared = "\n".join(f"| {line['what']} | {line['default']} | {line['ours']} | {line['ratio']} |" for line in bars(found))
     whole = next((row for row in found["rows"] if row["row"] == "whole" and "log ratio at the first update" in row), None)
-    ratio = (
-        ""
-        if whole is None
-        else (
-            f'\n\nBefore the first update of the row "whole", sampled and trained in bf16 with sparse attention, the mean |log ratio| a dimension is '
-            f"{whole['log ratio at the first update']:.1e} (bar 1e-3; in float32 the ratio is exactly 1, tests/unit/test_speed.py)."
+    ratio = ""
+    if whole is not None:
+        ratio = (
+            '\n\nBefore the first update of the row "whole", sampled and trained in bf16 with sparse attention, the mean |log ratio| a '
+            f"dimension is {whole['log ratio at the first update']:.1e} (bar 1e-3; in float32 the ratio is exactly 1, "
+            "tests/unit/test_speed.py)."
         )
-    )
     short = f"| what | default | ours | ratio |\n|---|---|---|---|\n{compared}{ratio}"
     return f"{INTRO}\n## Figures\n\n{about}\n\n{short}\n\n{head}\n{body}\n\n{SWITCHES}"
 
