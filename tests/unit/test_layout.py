@@ -18,7 +18,7 @@ PACKAGES = {
     "world_r1_kernels": ROOT / "kernels/world_r1_kernels",
 }
 #: Modules of pure functions: torch, numpy, the standard library, and of ours only types, config and each other.
-PURE = ("flow", "camera", "camera_motion", "noise", "advantage", "loss", "rng", "types", "metrics", "comparison")
+PURE = ("flow", "camera", "camera_motion", "noise", "noise_map", "advantage", "loss", "rng", "types", "metrics", "comparison")
 
 
 def sources(package: str) -> list[Path]:

@@ -25,7 +25,7 @@ def configured(**sections: Any) -> Config:
 
 def test_the_estimate_is_what_a_block_keeps() -> None:
     """Against the measurement that "auto" checkpointing makes, on a narrow model with Wan's proportions."""
-    from world_r1.policies.base import choose_dtype
+    from world_r1.policies.source import choose_dtype
     from world_r1.policy import load_policy
 
     assert choose_dtype("auto", torch.device("cpu")) == torch.float32

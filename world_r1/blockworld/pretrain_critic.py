@@ -19,23 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from world_r1.blockworld import data, judge_report
 from world_r1.blockworld.critic import QualityCritic
 from world_r1.blockworld.damage import CRITIC_DAMAGES, EVALUATOR_DAMAGES, Damage
 from world_r1.blockworld.evaluator import Evaluator
-from world_r1.blockworld.judge_data import Batch, Batches, Damaged, Pool, Roundtrip, add_areas, build_pool, damage_pool, through
-from world_r1.blockworld.judge_labels import AXES, CLASSES, labels
-from world_r1.blockworld.judge_text import TextTable, build_table, build_vocabulary
+from world_r1.blockworld.judge_data import Batches, Damaged, Pool, Roundtrip, add_areas, build_pool, damage_pool, through
+from world_r1.blockworld.judge_labels import labels
+from world_r1.blockworld.judge_losses import CriticTask, EvaluatorTask, Loss
+from world_r1.blockworld.judge_text import build_table, build_vocabulary
 
 LOG_SECONDS, SAVE_SECONDS = 5.0, 30.0
 #: First scene seeds of the pools that the trainers render themselves, and of the held-out clips.
 SEEDS = {"critic": 5_000_000, "evaluator": 6_000_000}
 HELD_OUT = data.HELD_OUT + 500_000
-
-Loss = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -154,133 +152,6 @@ class Loop:
             raise RuntimeError(
                 f"the loss is {means['loss']} at step {step}; lower the learning rate (weights of the last save are in {self.out})"
             )
-
-
-def attribute_loss(
-    logits: dict[str, torch.Tensor], truth: dict[str, torch.Tensor], index: torch.Tensor, scene: torch.Tensor, camera: torch.Tensor,
-    reversed_: torch.Tensor, mirrored: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """(scene attributes, camera axes) cross-entropies over the clips that still show them; reversed and mirrored clips swap signs."""
-    scene_loss = torch.zeros((), device=index.device)
-    for name in CLASSES:
-        scene_loss = scene_loss + _mean(F.cross_entropy(logits[name].float(), truth[name][index], reduction="none"), scene)
-    seen = F.binary_cross_entropy_with_logits(logits["colours"].float(), truth["colours"][index].float(), reduction="none").mean(1)
-    signs = truth["camera"][index]
-    signs = torch.where(reversed_[:, None, None], -signs.flip(1), signs)
-    if mirrored is not None:
-        sideways = torch.tensor([-1 if ends[0].endswith("left") else 1 for ends in AXES], device=index.device)
-        signs = torch.where(mirrored[:, None, None], signs * sideways, signs)
-    axes = (
-        F.cross_entropy(logits["camera"].float().flatten(0, 2), (signs + 1).flatten(), reduction="none")
-        .view(len(index), -1)
-        .mean(1)
-    )
-    return (scene_loss / len(CLASSES)) + _mean(seen, scene), _mean(axes, camera)
-
-
-def _mean(values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    weight = where.float()
-    return (values * weight).sum() / weight.sum().clamp(min=1)
-
-
-def _bce(logits: torch.Tensor, target: torch.Tensor, where: torch.Tensor | None = None) -> torch.Tensor:
-    values = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
-    return values.mean() if where is None else _mean(values, where)
-
-
-def quality_target(strength: torch.Tensor) -> torch.Tensor:
-    """1 for clean, falling with the square of what is left: a weak damage is better than a strong one, so the score has a slope."""
-    return (1 - strength) ** 2
-
-
-@dataclass
-class CriticTask:
-    """The critic's loss on one batch."""
-
-    critic: QualityCritic
-    batches: Batches
-    table: TextTable
-    truth: dict[str, torch.Tensor]
-
-    def __post_init__(self) -> None:
-        names = [damage.name for damage in self.batches.damages]
-        self.freeze = names.index("freeze") if "freeze" in names else -2
-
-    def __call__(self) -> Loss:
-        return self.loss(self.batches.draw())
-
-    def loss(self, batch: Batch) -> Loss:
-        """Binary cross-entropies of all answers, cross-entropies of the beliefs."""
-        g = self.batches.g
-        ids, fidelity, camera = self.table.draw(batch.index, g)
-        x, scene, camera, sees_camera, backward = self._reverse(batch, camera, g)
-        frame = torch.randint(x.shape[2] // 2, x.shape[2], (len(x),), generator=g, device=x.device)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
-            coarse, y = self.critic.watch(x)
-            seen = self.critic.tokens(coarse, y)
-            beliefs = self.critic.beliefs(seen)
-            quality, answers = self.critic.judge_quality(y), self.critic.ask(seen, ids, beliefs)
-            still = coarse[torch.arange(len(x), device=x.device), frame]
-            glimpse = self.critic.frame_tokens(still)
-            frame_beliefs = self.critic.beliefs(glimpse)
-            frame_quality = self.critic.judge_frame(still)
-            frame_answer = self.critic.ask(glimpse, ids, frame_beliefs)[:, 0]
-        target = quality_target(batch.strength)
-        attributes, axes = attribute_loss(beliefs, self.truth, batch.index, scene, batch.keeps_camera, backward)
-        glimpsed, _ = attribute_loss(frame_beliefs, self.truth, batch.index, scene, batch.keeps_camera, backward)
-        parts = {
-            "quality": _bce(quality, target),
-            "fidelity": _bce(answers[:, 0], fidelity, scene),
-            "camera": _bce(answers[:, 1], camera, sees_camera),
-            "frame_quality": _bce(frame_quality, target, batch.in_frame),
-            "frame_fidelity": _bce(frame_answer, fidelity, scene),
-            "attributes": attributes + 0.5 * glimpsed,
-            "axes": axes,
-        }
-        weights = {"quality": 1.5, "fidelity": 1.5, "frame_quality": 0.5, "frame_fidelity": 0.5, "attributes": 0.3, "axes": 1.0}
-        return torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()]).sum(), parts
-
-    def _reverse(self, batch: Batch, camera: torch.Tensor, g: torch.Generator) -> tuple[torch.Tensor, ...]:
-        """Play a sixth of the clips backwards: same quality, wrong camera. A still picture never shows a commanded move either.
-
-        Returns the videos, where the scene caption still holds, the camera target, where it is known, and which clips run backwards.
-        """
-        moving, dynamic = self.table.moving[batch.index], self.table.dynamic[batch.index]
-        backward = torch.rand(len(moving), generator=g, device=moving.device) < 1 / 6
-        x = torch.where(backward[:, None, None, None, None], batch.x.flip(2), batch.x)
-        turned = backward & moving
-        known = batch.keeps_camera & ~(turned & (camera < 0.5))  # a wrong command may fit the reversed clip
-        stopped = (batch.family == self.freeze) & (batch.strength > 0.8) & moving
-        camera = torch.where(turned | stopped, 0.0, camera)
-        return x, batch.keeps_scene & ~(backward & dynamic), camera, known | stopped, backward
-
-
-@dataclass
-class EvaluatorTask:
-    """The evaluator's loss on one batch."""
-
-    evaluator: Evaluator
-    batches: Batches
-    truth: dict[str, torch.Tensor]
-    dynamic: torch.Tensor
-
-    def __call__(self) -> Loss:
-        return self.loss(self.batches.draw())
-
-    def loss(self, batch: Batch) -> Loss:
-        """Cross-entropies of the attributes, binary cross-entropy of quality; clips are mirrored and reversed with their labels."""
-        g, n = self.batches.g, len(batch.x)
-        mirrored, backward = (torch.rand(n, generator=g, device=batch.x.device) < 0.5 for _ in range(2))
-        wide = lambda v: v[:, None, None, None, None]  # noqa: E731
-        x = torch.where(wide(mirrored), batch.x.flip(4), batch.x)
-        x = torch.where(wide(backward), x.flip(2), x)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
-            logits = self.evaluator(x)
-        attributes, axes = attribute_loss(
-            logits, self.truth, batch.index, batch.keeps_scene, batch.keeps_camera, backward, mirrored
-        )
-        parts = {"attributes": attributes, "camera": axes, "quality": _bce(logits["quality"], quality_target(batch.strength))}
-        return attributes + 2.0 * axes + 0.5 * parts["quality"], parts
 
 
 def _start(out_dir: str | Path, device: torch.device | str, seconds: float, seed: int) -> tuple[Path, torch.device, Budget]:

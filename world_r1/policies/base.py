@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,36 +20,12 @@ from torch import nn
 
 from world_r1.config import Config, ModelConfig, VideoConfig
 from world_r1.policies import speed
+from world_r1.policies.source import Source, choose_device, choose_dtype
 from world_r1.policies.sparse import Session, SparseAttention
 from world_r1.types import AttentionPlans
 
 #: Prompts whose text features are kept, on the CPU; a training step meets each prompt several times.
 TEXT_CACHE = 1024
-
-
-class Source(Protocol):
-    """Where a model's parts come from: files (`wan_files`, `cogvideox_files`) or random numbers (`random_weights`)."""
-
-    #: `model_index.json` and `world_r1.json`.
-    index: dict[str, Any]
-    settings: dict[str, Any]
-
-    @property
-    def vae_config(self) -> dict[str, Any]:
-        """Configuration of the autoencoder."""
-
-    @property
-    def scheduler(self) -> dict[str, Any]:
-        """Configuration of the scheduler."""
-
-    def transformer(self, dtype: torch.dtype, part: str) -> nn.Module:
-        """A transformer in evaluation mode; `part` is "transformer", "transformer_2", or a folder that holds one."""
-
-    def vae(self) -> nn.Module:
-        """The video autoencoder, float32, frozen."""
-
-    def text(self, dtype: torch.dtype) -> tuple[Any, Any]:
-        """Tokenizer and text encoder."""
 
 
 class DiffusersPolicy(ABC):
@@ -399,19 +375,3 @@ class DiffusersPolicy(ABC):
 
     def _precision(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
-
-
-def choose_device(name: str) -> torch.device:
-    """ "auto" is the GPU where there is one. ValueError for a GPU that is asked for and absent."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("model.device=cuda, but torch sees no CUDA device; install a CUDA build of torch or set model.device=cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bf16 on a GPU and fp32 on a CPU."""
-    if name == "auto":
-        name = "bf16" if device.type == "cuda" else "fp32"
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]

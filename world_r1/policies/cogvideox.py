@@ -14,7 +14,8 @@ import torch
 
 from world_r1.config import ModelConfig, VideoConfig
 from world_r1.policies import vp, wan_files
-from world_r1.policies.base import DiffusersPolicy, Source
+from world_r1.policies.base import DiffusersPolicy
+from world_r1.policies.source import Source
 
 
 class CogVideoXPolicy(DiffusersPolicy):
@@ -136,7 +137,7 @@ class CogVideoXPolicy(DiffusersPolicy):
 
 
 class CogVideoXFiles:
-    """The parts of a CogVideoX model on disk or on the Hub, as `world_r1.policies.base.Source` asks for them."""
+    """The parts of a CogVideoX model on disk or on the Hub, as `world_r1.policies.source.Source` asks for them."""
 
     def __init__(self, path: str) -> None:
         """ValueError for a model that is unreadable or of another kind."""

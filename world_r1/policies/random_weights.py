@@ -20,7 +20,7 @@ SCALE = 0.02
 
 
 class RandomModel:
-    """Parts of a known architecture, as `world_r1.policies.base.Source` asks for them. The same path gives the same weights."""
+    """Parts of a known architecture, as `world_r1.policies.source.Source` asks for them. The same path gives the same weights."""
 
     def __init__(self, path: str, size: str, device: torch.device) -> None:
         """`size` is "full" or "tiny"; ValueError for a path without a known architecture."""

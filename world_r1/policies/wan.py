@@ -16,7 +16,8 @@ import torch
 
 from world_r1.config import ModelConfig, VideoConfig
 from world_r1.policies import wan_files, wan_vae
-from world_r1.policies.base import DiffusersPolicy, Source, choose_device, choose_dtype
+from world_r1.policies.base import DiffusersPolicy
+from world_r1.policies.source import Source, choose_device, choose_dtype
 from world_r1.policies.wan_vae_frames import GpuDecoder
 
 __all__ = ["POLICY", "WanPolicy", "choose_device", "choose_dtype", "clean"]

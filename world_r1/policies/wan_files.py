@@ -60,7 +60,7 @@ def index(path: str) -> dict[str, Any]:
 
 
 class WanFiles:
-    """The parts of a Wan model on disk or on the Hub, as `world_r1.policies.base.Source` asks for them."""
+    """The parts of a Wan model on disk or on the Hub, as `world_r1.policies.source.Source` asks for them."""
 
     def __init__(self, path: str) -> None:
         """ValueError for a model that is unreadable or of another kind."""
