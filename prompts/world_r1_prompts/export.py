@@ -25,7 +25,7 @@ _ORIGIN = {
     "grammar": "Composed by the grammar in `world_r1_prompts` of sentences in `scenes/`.",
     "written": (
         "The scenes in `world_r1_prompts/written/` were written one by one by a large language model, each for one camera sentence of the "
-        "grammar, and then read in full and mended by a second reader, also a language model. The build itself calls no model."
+        "grammar, and then read in full and mended three times by others, also language models. The build itself calls no model."
     ),
 }
 _LIMITS = {
