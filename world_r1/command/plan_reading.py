@@ -72,7 +72,10 @@ def parse_plan(text: str) -> CameraPlan | None:
 
 def _read(sentence: str, token: re.Pattern[str], pronoun: bool) -> tuple[list[Step], bool, str]:
     """What one sentence commands: its steps, whether "it" in the next one is the camera, and a key of `HANDHELD`."""
-    reader = _Sentence(token.findall(sentence), vocabulary())
+    tokens, words = token.findall(sentence), vocabulary()
+    if words.heart.isdisjoint(tokens):
+        return [], False, ""
+    reader = _Sentence(tokens, words)
     steps, clear = reader.read(pronoun)
     return steps, clear, reader.handheld
 
@@ -85,13 +88,10 @@ _known = lru_cache(maxsize=8192)(_read)
 def _candidates(text: str, words: Vocabulary) -> list[tuple[int, int]]:
     """(start, end) of the sentences that name a camera or start like a command, in order."""
     found: list[tuple[int, int]] = []
-    marked, reached = "." + text, 0  # the mark in front of the text moves its beginning by one
-    for start in sentences.marks(marked):
-        if start < reached or (match := words.head.match(marked, start)) is None:
-            continue
-        reached = match.end()
+    for match in words.head.finditer("." + text):  # the mark in front of the text moves its beginning by one
+        start = match.start()
         if start == 0 or not sentences.decimal(text, start - 1):
-            found.append((start, sentences.end(text, reached - 2)))
+            found.append((start, sentences.end(text, match.end() - 2)))
     named = False
     for name in _NAMES:
         place = text.find(name)

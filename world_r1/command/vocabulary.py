@@ -56,6 +56,8 @@ class Vocabulary:
     starts_motion: frozenset[str]
     starts_modifier: frozenset[str]
     starts_inside: frozenset[str]
+    #: A sentence without any of these commands nothing, whatever it begins with.
+    heart: frozenset[str]
     #: What the writer says, as in the file.
     wordings: Mapping[str, list[str]]
     adverbs: Mapping[str, list[str]]
@@ -65,7 +67,9 @@ class Vocabulary:
     head: re.Pattern[str]
 
 
-_SETS = [field.name for field in fields(Vocabulary) if field.type == "frozenset[str]" and not field.name.startswith("starts")]
+_SETS = [
+    field.name for field in fields(Vocabulary) if field.type == "frozenset[str]" and not field.name.startswith(("starts", "heart"))
+]
 ARTICLES = frozenset(("a", "an", "the"))
 
 
@@ -109,6 +113,9 @@ def vocabulary() -> Vocabulary:
         starts_still=frozenset(still),
         starts_motion=frozenset(motion),
         starts_modifier=frozenset({*modifiers, ",", "and"}),
+        heart=frozenset(
+            {"camera", *forms, *sets["still"], *sets["holds"], *handheld, *(word for name in tables for word in tables[name])}
+        ),
         starts_inside=frozenset({"camera", *ARTICLES, *sets["still"], *handheld, *tables["no_camera_motion"]}),
         **{name: data[name] for name in ("wordings", "adverbs", "phrases", "stillness")},
         head=_head_pattern(still | motion | sets["leads"] | {"it", "camera"}),
