@@ -89,9 +89,11 @@ side: 508); the rest are passes of norms, activations, casts, padding and copies
 ## Ahead of the rewards
 
 One step ahead (`cluster.max_staleness: 1`), judging hides behind the sampling of other groups and behind the update, if groups go
-to the judges one by one (`cluster.sample_batch` of a group or less): then only the last group's judging can be waited for. With all
-groups in one forward (`sample_batch: 48` of 96 on blockworld, one H200, a reward that sleeps as long as a step's sampling and a
-half) the loop waited .6 s of 1.8 s a step.
+to the judges one by one (`cluster.sample_batch` of a group or less): then only the last group's judging can be waited for.
+Blockworld on a CPU, four groups of four, one judge whose reward sleeps 24 s a step where sampling takes 26: in the steady steps the
+policy waited 0 s of 44, over five steps, one of them after a scheduled checkpoint (before which nothing is started ahead), it was
+busy 97 % of the time (bar 92). With all groups in two forwards (`sample_batch: 48` of 96, one H200, a reward that sleeps half as
+long again as sampling takes) the loop waited .6 s of 1.8 s a step.
 
 Not built: sequence parallelism, FSDP2 of a base that is trained itself or has two experts, spatial tiles in the decoder (chunks bound
 the memory).
