@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -357,19 +355,9 @@ def _fitting(tree: Mapping[str, Any], quick: bool) -> dict[str, Any]:
 
 def _machine() -> dict[str, Any]:
     import torch
+    from world_r1_kernels.bench.shapes import commit
 
     from world_r1.bench import machine
 
     device = machine("cuda" if torch.cuda.is_available() else "cpu")
-    return {"device": device, "torch": torch.__version__, "commit": _commit()}
-
-
-def _commit() -> str | None:
-    """The checkout's commit, or what WORLD_R1_COMMIT says where the code came without its history; None without either."""
-    if given := os.environ.get("WORLD_R1_COMMIT"):
-        return given
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+    return {"device": device, "torch": torch.__version__, "commit": commit()}

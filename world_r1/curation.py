@@ -56,9 +56,10 @@ class Camera:
         said = describe_plan(wanted, rng)
         said = re.sub(r"^Camera (?!fixed|static)(\w)", lambda found: f"Camera: {found[1]}", said)
         options = [f"{said}.", f"{wanted.text[0].upper()}{wanted.text[1:]}."]
-        places = _TOWARD.get(wanted.names[0]) if len(wanted.names) == 1 else None
+        toward = _TOWARD.get(wanted.names[0], ()) if len(wanted.names) == 1 else ()
+        places = [place for place in toward if place.split()[0] not in said.split()]  # not "pulls away away from"
         if places and rng.random() < 0.45:
-            options.insert(0, f"{said} {rng.choice(places).format(target)}.".replace("away away", "away"))
+            options.insert(0, f"{said} {rng.choice(places).format(target)}.")
         return next(text for text in options if _same(text, wanted))
 
 

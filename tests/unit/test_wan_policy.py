@@ -291,7 +291,7 @@ def test_decode_equals_the_pipeline(model: str, monkeypatch: pytest.MonkeyPatch)
     with torch.no_grad():
         expected = ((vae.decode(z * std + mean).sample + 1) * 127.5).permute(0, 2, 3, 4, 1).numpy()
     assert np.abs(video - expected).max() <= 0.501
-    monkeypatch.setattr("world_r1.policies.wan.DECODE_LIMIT", 0)
+    monkeypatch.setattr("world_r1.policies.wan_vae.LARGE", 0)
     assert np.abs(policy.decode(z).astype(int) - video).max() <= 1
 
 

@@ -18,12 +18,10 @@ from world_r1.config import ModelConfig, VideoConfig
 from world_r1.policies import wan_files, wan_vae
 from world_r1.policies.base import DiffusersPolicy
 from world_r1.policies.source import Source, choose_device, choose_dtype
+from world_r1.policies.speed import free_bytes
 from world_r1.policies.wan_vae_frames import GpuDecoder
 
 __all__ = ["POLICY", "WanPolicy", "choose_device", "choose_dtype", "clean"]
-
-#: Largest activation in bytes up to which videos are decoded together, and whole; above it one by one, and in chunks where memory is short.
-DECODE_LIMIT = 2**30
 
 
 class WanPolicy(DiffusersPolicy):
@@ -69,9 +67,9 @@ class WanPolicy(DiffusersPolicy):
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
-        """[B, C, t, h, w] normalised latents -> [B, T, H, W, 3] uint8; on a GPU as many at a time as `DECODE_LIMIT` allows."""
+        """[B, C, t, h, w] normalised latents -> [B, T, H, W, 3] uint8; on a GPU as many at a time as `wan_vae.LARGE` allows."""
         one = wan_vae.decode_bytes(self.vae, latents[:1])
-        together = 1 if self.device.type == "cpu" else max(1, DECODE_LIMIT // one)
+        together = 1 if self.device.type == "cpu" else max(1, wan_vae.LARGE // one)
         return np.concatenate([self._decode_some(z) for z in latents.split(together)])
 
     def _decode_some(self, z: torch.Tensor) -> np.ndarray:
@@ -86,11 +84,9 @@ class WanPolicy(DiffusersPolicy):
 
     def _decodes_whole(self, z: torch.Tensor) -> bool:
         largest = wan_vae.decode_bytes(self.vae, z)
-        if largest <= DECODE_LIMIT or self.device.type != "cuda":
-            return largest <= DECODE_LIMIT
-        free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device)
-        free -= torch.cuda.memory_allocated(self.device)
-        return 1.1 * GpuDecoder.bytes(largest // 4, z.element_size()) < free
+        if largest <= wan_vae.LARGE or self.device.type != "cuda":
+            return largest <= wan_vae.LARGE
+        return 1.1 * GpuDecoder.bytes(largest // 4, z.element_size()) < free_bytes(self.device)
 
     def _prepare(self, transformer: Any) -> Any:
         """To the device; the timestep embedding stays float32 under autocast, as diffusers keeps it in a bf16 model."""

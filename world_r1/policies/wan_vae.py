@@ -16,8 +16,9 @@ from torch import nn
 
 from world_r1.policies.wan_vae_frames import CpuDecoder, GpuDecoder
 
-#: From this size of its largest activation on, a video is decoded frame by frame in memory on a GPU; smaller ones go together.
-_LARGE = 2**30
+#: Largest activation in bytes up to which videos are decoded together, and whole. Above it one by one: on a GPU by frames in memory, or
+#: in chunks where memory is short.
+LARGE = 2**30
 
 
 def encode(vae: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,7 +50,7 @@ def decode(vae: nn.Module, z: torch.Tensor, clamp: bool = False) -> torch.Tensor
     plain = not (torch.is_grad_enabled() or torch.is_autocast_enabled(z.device.type))
     if plain and z.device.type == "cpu" and z.dtype == torch.float32:
         hidden = torch.cat([CpuDecoder().decode(vae, one) for one in z.split(1)])
-    elif plain and z.device.type == "cuda" and decode_bytes(vae, z[:1]) > _LARGE:
+    elif plain and z.device.type == "cuda" and decode_bytes(vae, z[:1]) > LARGE:
         hidden = torch.cat([GpuDecoder().decode(vae, one) for one in z.split(1)])
     else:
         hidden = _decoder(vae.decoder, _conv(vae.post_quant_conv, z))

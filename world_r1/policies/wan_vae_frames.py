@@ -8,6 +8,7 @@ likes its convolutions. Not differentiable.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 MOST = 2**31 - 1
 
 
-class FrameDecoder:
+class FrameDecoder(ABC):
     """The walk through `AutoencoderKLWan.decoder`; activations x are [T, H, W, C]."""
 
     def decode(self, vae: Any, z: torch.Tensor) -> torch.Tensor:
@@ -30,17 +31,17 @@ class FrameDecoder:
             x = self._up(block, x)
         return self.activated_conv(decoder.norm_out, decoder.conv_out, x).permute(3, 0, 1, 2)[None]
 
+    @abstractmethod
     def conv(self, conv: Any, x: torch.Tensor) -> torch.Tensor:
         """Causal convolution."""
-        raise NotImplementedError
 
+    @abstractmethod
     def activated_conv(self, norm: Any, conv: Any, x: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
         """Causal convolution of SiLU of the RMS norm over channels, `plus` added."""
-        raise NotImplementedError
 
+    @abstractmethod
     def doubled(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
         """2x nearest upsampling of every frame, then a 3x3 convolution."""
-        raise NotImplementedError
 
     def _middle(self, block: Any, x: torch.Tensor) -> torch.Tensor:
         x = self._resnet(block.resnets[0], x)

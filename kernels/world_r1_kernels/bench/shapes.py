@@ -49,10 +49,7 @@ QUICK_CPU = (Shape("smoke", 1, 1, 300, 64),)
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Machine, driver, torch, triton and commit, for every result file.
-
-    Where the code came as an archive, without its history, the variable WORLD_R1_COMMIT says which commit it is.
-    """
+    """Machine, driver, torch, triton and commit, for every result file."""
     try:
         import triton
 
@@ -60,15 +57,23 @@ def machine(device: torch.device) -> dict[str, Any]:
     except ImportError:
         triton_version = None
     gpu = device.type == "cuda"
-    given = os.environ.get("WORLD_R1_COMMIT")
     return {
         "device": torch.cuda.get_device_name(device) if gpu else f"{platform.machine()} CPU, {os.cpu_count()} cores",
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0] if gpu else None,
         "torch": torch.__version__,
         "triton": triton_version,
-        "commit": given or _output("git", "rev-parse", "--short=12", "HEAD") or None,
-        "changed": not given and bool(_output("git", "status", "--porcelain", "--untracked-files=no")),
+        "commit": commit(),
+        "changed": "WORLD_R1_COMMIT" not in os.environ and bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
+
+
+def commit() -> str | None:
+    """The checkout's commit; where the code came as an archive, without its history, what the variable WORLD_R1_COMMIT says."""
+    return os.environ.get("WORLD_R1_COMMIT") or _git("rev-parse", "--short=12", "HEAD") or None
+
+
+def _git(*arguments: str) -> str:
+    return _output("git", "-C", str(Path(__file__).parent), *arguments)
 
 
 def _output(*command: str) -> str:
