@@ -163,6 +163,8 @@ class EvaluationConfig(Strict):
     rubric: bool = True
     #: Also measure real renders and their VAE round trips once (blockworld only): how far the samples are from what is possible.
     reference: bool = True
+    #: Folder `reference` of an earlier run with the same prompts, video, camera and evaluation: its figures are taken over, not measured again.
+    reference_from: str | None = None
 
 
 class RecordConfig(Strict):
@@ -240,6 +242,19 @@ class Config(Strict):
         ):
             if wrong:
                 raise ValueError(f"speed.fsdp makes the learners run the base together, and needs {remedy}")
+        return self
+
+    @model_validator(mode="after")
+    def _learners_that_share_tokens_keep_step(self) -> Config:
+        """With sequence parallelism every pass of the transformer is one of a band of learners together."""
+        shared, learners = self.speed.sequence_parallel, self.cluster.learners
+        for wrong, remedy in (
+            (learners % shared != 0, f"cluster.learners in multiples of {shared}, got {learners}"),
+            (self.cluster.mode != "colocated", "cluster.mode=colocated"),
+            (self.speed.fsdp, "speed.fsdp=false"),
+        ):
+            if wrong and shared > 1:
+                raise ValueError(f"speed.sequence_parallel={shared} lets learners share a video's tokens, and needs {remedy}")
         return self
 
     @property

@@ -9,7 +9,9 @@ A folder of an evaluation holds `eval.json` (rows and summary), `clips/NNN.mp4` 
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -104,6 +106,41 @@ def reference(
     return result
 
 
+def earlier_reference(config: Config) -> dict[str, Any] | None:
+    """The rows of `evaluation.reference_from` that belong to the held-out prompts, None if none are asked for.
+
+    Raises ValueError if there are none, or if they were measured on other prompts, another video or another camera.
+    """
+    prompts = heldout_prompts(config)
+    if config.evaluation.reference_from is None:
+        return None
+    folder = Path(config.evaluation.reference_from)
+    remedy = "name the folder `reference` of a finished run of the same configuration, or leave evaluation.reference_from out"
+    try:
+        found = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
+        measured = json.loads((folder.parent / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"evaluation.reference_from={str(folder)!r} cannot be used ({error}); {remedy}") from error
+    asked = config.model_dump(mode="json")
+    for section in ("video", "camera"):
+        if measured.get(section) != asked[section]:
+            raise ValueError(f"evaluation.reference_from={str(folder)!r} was measured with another `{section}`; {remedy}")
+    texts = [prompt.text for prompt in prompts]
+    rows = {kind: found[kind][: len(prompts)] for kind in ("render", "roundtrip")}
+    if any([row["prompt"] for row in some] != texts for some in rows.values()):
+        raise ValueError(f"evaluation.reference_from={str(folder)!r} was measured on other prompts; {remedy}")
+    return rows
+
+
+def take_reference(config: Config, out_dir: Path) -> None:
+    """Copy what `evaluation.reference_from` names, clips too, into a run; nothing if it names nothing."""
+    rows = earlier_reference(config)
+    if rows is None or config.evaluation.reference_from is None:
+        return
+    shutil.copytree(config.evaluation.reference_from, out_dir, dirs_exist_ok=True)
+    write_json(out_dir / "reference.json", rows)
+
+
 def evaluate_command(
     source: str | Path | Config, lora: str | None, out: str | Path, *, progress: Progress | None = None
 ) -> dict[str, Any]:
@@ -151,6 +188,8 @@ def sampled(policy: Policy, config: Config, part: int = 0, parts: int = 1) -> It
             RuntimeError,
             ArithmeticError,
         ) as error:  # out of memory, non-finite latents: these clips are missing, not the evaluation
+            if config.speed.sequence_parallel > 1 and not isinstance(error, ArithmeticError):
+                raise  # the processes that share its tokens would wait for this one in the middle of a forward
             log.warning("sampling of %d held-out clips failed: %s", len(batch), error)
             yield from [error] * len(batch)
 

@@ -93,7 +93,8 @@ class Run:
     def evaluate(self, folder: str, what: str) -> Any:
         """Held-out evaluation into `folder`, unless an earlier part of this run has done it (of what training does not change)."""
         file = self.directory / folder / ("reference.json" if what == "reference" else "eval.json")
-        if self.reuse and what != "average" and file.is_file():
+        given = what == "reference" and self.config.evaluation.reference_from is not None
+        if (given or self.reuse and what != "average") and file.is_file():
             return json.loads(file.read_text(encoding="utf-8"))
         named = {
             "base": "evaluating the base model",
@@ -143,7 +144,7 @@ def train(config: Config, resume: bool = False) -> Path:
     from world_r1.actors.cluster import Cluster, Interrupted
 
     stream = PromptStream.of(config)
-    evaluation.heldout_prompts(config)
+    evaluation.earlier_reference(config)
     saved = checkpoint.latest(config.directory / "checkpoints") if resume else None
     start = int(checkpoint.check(saved, config)["step"]) if saved else 0
     reuse = resume and _same_evaluation(config)
@@ -166,7 +167,10 @@ def _phases(run: Run, stream: PromptStream, saved: Path | None, start: int) -> N
     from world_r1.actors.cluster import Interrupted
 
     before = run.evaluate("eval_before", "base")
-    anchors = run.evaluate("reference", "reference") if run.config.evaluation.reference else None
+    anchors = None
+    if run.config.evaluation.reference:
+        evaluation.take_reference(run.config, run.directory / "reference")
+        anchors = run.evaluate("reference", "reference")
     if saved:
         run.cluster.restore(saved)
         run.record.text(f"resumed from {saved}")

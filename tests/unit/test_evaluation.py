@@ -130,6 +130,41 @@ def test_prompts_without_scenes_have_no_reference(config: Config, tmp_path: Path
     assert evaluation.reference(Painter(), config, tmp_path / "ref") is None  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("", ""),
+        ("prompts", "other prompts"),
+        ("video", "another `video`"),
+        ("missing", "cannot be used"),
+    ],
+)
+def test_a_reference_is_taken_over_from_a_run_on_the_same_prompts_only(
+    config: Config, tmp_path: Path, change: str, message: str
+) -> None:
+    earlier = tmp_path / "earlier" / "reference"
+    (earlier / "render").mkdir(parents=True)
+    (earlier / "render" / "sheet.png").write_bytes(b"picture")
+    texts = [prompt.text for prompt in evaluation.heldout_prompts(config)]
+    rows = [{"prompt": "another" if change == "prompts" else text} for text in (*texts, "one more")]
+    if change != "missing":
+        (earlier / "reference.json").write_text(json.dumps({"render": rows, "roundtrip": rows}))
+    ran = config.model_dump(mode="json")
+    ran["video"]["frames"] += 4 * (change == "video")
+    (tmp_path / "earlier" / "config.json").write_text(json.dumps(ran))
+    asking = config.model_copy(
+        update={"evaluation": config.evaluation.model_copy(update={"reference_from": str(earlier), "prompts": len(texts)})}
+    )
+    if message:
+        with pytest.raises(ValueError, match=f"reference_from.*{message}.*leave evaluation.reference_from out"):
+            evaluation.earlier_reference(asking)
+        return
+    evaluation.take_reference(asking, tmp_path / "run" / "reference")
+    taken = json.loads((tmp_path / "run" / "reference" / "reference.json").read_text())
+    assert [row["prompt"] for row in taken["roundtrip"]] == texts
+    assert (tmp_path / "run" / "reference" / "render" / "sheet.png").read_bytes() == b"picture"
+
+
 def clip(seed: int) -> Clip:
     video = np.random.default_rng(seed).integers(0, 256, (9, 48, 80, 3), dtype=np.uint8)
     return Clip(f"c{seed}", video, Prompt(f"c{seed}", "A box."), None)
