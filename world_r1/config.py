@@ -163,7 +163,7 @@ class EvaluationConfig(Strict):
     rubric: bool = True
     #: Also measure real renders and their VAE round trips once (blockworld only): how far the samples are from what is possible.
     reference: bool = True
-    #: Folder `reference` of an earlier run with the same prompts, video, camera and evaluation: its figures are taken over, not measured again.
+    #: Folder `reference` of an earlier run on the same prompts: its figures are taken over instead of measured again.
     reference_from: str | None = None
 
 

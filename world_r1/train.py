@@ -94,7 +94,7 @@ class Run:
         """Held-out evaluation into `folder`, unless an earlier part of this run has done it (of what training does not change)."""
         file = self.directory / folder / ("reference.json" if what == "reference" else "eval.json")
         given = what == "reference" and self.config.evaluation.reference_from is not None
-        if (given or self.reuse and what != "average") and file.is_file():
+        if (given or (self.reuse and what != "average")) and file.is_file():
             return json.loads(file.read_text(encoding="utf-8"))
         named = {
             "base": "evaluating the base model",
