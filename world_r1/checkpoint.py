@@ -45,6 +45,7 @@ FREE = (
     "speed.vae_decode",
     "speed.vae_chunk",
     "speed.fsdp",
+    "speed.sequence_parallel",
 )
 #: Exceptions to `FREE`, because they change what is computed.
 BOUND = ("cluster.max_staleness", "cluster.sample_batch")

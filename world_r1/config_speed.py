@@ -59,6 +59,9 @@ class SpeedConfig(Strict):
     latents: Literal["fp32", "bf16"] = "fp32"
     #: Spread the frozen base over the learners (FSDP2): each keeps a part of every block and gathers a block when it runs.
     fsdp: bool = False
+    #: Colocated learners that share one video's tokens (Ulysses): each has a part of them, and of the heads within self-attention. It
+    #: divides `cluster.learners` and the model's heads. Wan transformers only.
+    sequence_parallel: int = Field(1, ge=1)
     attention: AttentionConfig = AttentionConfig()
 
     @field_validator("checkpoint")

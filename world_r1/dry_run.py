@@ -107,7 +107,7 @@ def shrunk(config: Config) -> Config:
     stochastic = tree["flow"]["steps"] - (0 if config.flow.window.position == "first" and config.flow.family.endswith("sde") else 1)
     tree["flow"]["window"] |= {"size": max(1, min(2, config.flow.window.size, stochastic)), "within": None}
     tree["prompts"] |= {"groups": 1, "group_size": VIDEOS}
-    tree["cluster"]["learners"], tree["speed"]["fsdp"] = 1, False  # one process, here
+    tree["cluster"]["learners"], tree["speed"]["fsdp"], tree["speed"]["sequence_parallel"] = 1, False, 1  # one process, here
     tree["optimizer"]["micro_batch"] = min(VIDEOS, config.optimizer.micro_batch)
     tree["cluster"]["sample_batch"] = None
     if config.speed.attention.kind != "dense":

@@ -26,10 +26,12 @@ class Team:
     """A process that learns alone: the whole of every batch is its own."""
 
     rank, size = 0, 1
+    #: Processes, neighbours in rank, that run every micro-batch together and share its tokens: a band (`speed.sequence_parallel`).
+    together = 1
 
     def mine(self, batches: Sequence[T]) -> list[tuple[int, T]]:
-        """The micro-batches of this process, with their numbers: every `size`-th one."""
-        return list(enumerate(batches))[self.rank :: self.size]
+        """The micro-batches of this process, with their numbers: every `size`-th one; those of a band's processes are the same."""
+        return list(enumerate(batches))[self.rank // self.together :: self.size // self.together]
 
     def exchange(self, value: Any) -> list[Any]:
         """What every process gives, in the order of ranks; a JSON value. A call that all processes make."""
@@ -42,11 +44,16 @@ class Team:
 class Processes(Team):
     """This process among others, connected through a store that all of them see."""
 
-    def __init__(self, rank: int, size: int, store: dist.Store, backend: str = "gloo") -> None:
-        """Waits for the others. `backend` adds gradients up: "nccl" needs a GPU for each process, "gloo" goes through the CPU."""
+    def __init__(self, rank: int, size: int, store: dist.Store, backend: str = "gloo", together: int = 1) -> None:
+        """Waits for the others. `backend` adds gradients up: "nccl" needs a GPU for each process, "gloo" goes through the CPU.
+
+        ValueError for a rank that does not exist, and for bands of `together` that `size` processes cannot form.
+        """
         if not 0 <= rank < size:
             raise ValueError(f"a rank is in 0..{size - 1}, got {rank}")
-        self.rank, self.size, self.backend = rank, size, backend
+        if together < 1 or size % together:
+            raise ValueError(f"{size} processes do not divide into bands of {together}")
+        self.rank, self.size, self.backend, self.together = rank, size, backend, together
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
         self.gradients: Any = dist.new_group(backend="nccl", timeout=PATIENCE) if backend == "nccl" else dist.group.WORLD
 
@@ -57,6 +64,17 @@ class Processes(Team):
         if device == "cuda" and self.backend != "nccl":
             raise ValueError("speed.fsdp needs a GPU for each learner; set cluster.gpus_per_policy to 1 or speed.fsdp to false")
         return DeviceMesh.from_group(self.gradients, device)
+
+    def band(self) -> Any:
+        """The `Band` of this process. A call that all processes make: each takes part in the founding of every band."""
+        from world_r1.policies.sequence import Band
+
+        firsts = range(0, self.size, self.together)
+        groups = [
+            dist.new_group(list(range(first, first + self.together)), backend=self.backend, timeout=PATIENCE) for first in firsts
+        ]
+        number, rank = divmod(self.rank, self.together)
+        return Band(rank, self.together, firsts[number], groups[number], staged=self.backend != "nccl")
 
     def exchange(self, value: Any) -> list[Any]:
         """As bytes of JSON: what comes from another process is data and nothing that could run."""

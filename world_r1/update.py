@@ -101,7 +101,8 @@ class Trainer:
         found = self.team.exchange(own)
         if not all(finite for finite, _ in found):
             return self._refuse()
-        parts = sorted((entry for _, entries in found for entry in entries), key=lambda entry: entry[0])
+        told = found[:: self.team.together]  # one of each band: the others say the same
+        parts = sorted((entry for _, entries in told for entry in entries), key=lambda entry: entry[0])
         metrics = mean_of([(share, values) for _, share, values in parts])
         self.team.sum_gradients(self.parameters.values())
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.optimizer.grad_clip))
@@ -121,13 +122,15 @@ class Trainer:
     ) -> Iterator[tuple[int, float, dict[str, float]]]:
         """Backward of every loss of every own micro-batch as it is yielded; gives (its number, its share of the whole batch, metrics)."""
         finite = True
+        # With a shared base or shared tokens the others wait for all of this process's passes.
+        waited_for = self.config.speed.fsdp or self.team.together > 1
         for number, part in self._own_batches(order):
             values = torch.tensor([advantages[name] for name in part], dtype=torch.float32)
             batch = stack(self.policy, self.config, [rollouts[name] for name in part], values)
             share = len(part) / len(order) if number >= 0 else 0.0
             for loss in self.algorithm.losses(self.policy, batch):
                 finite = finite and bool(torch.isfinite(loss.value))
-                if not (finite or self.config.speed.fsdp):  # with a shared base the others wait for all of this process's passes
+                if not (finite or waited_for):
                     raise NotFinite
                 (loss.value * share).backward()
                 if number >= 0:

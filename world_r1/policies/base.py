@@ -20,6 +20,7 @@ from torch import nn
 
 from world_r1.config import Config, ModelConfig, VideoConfig
 from world_r1.policies import speed
+from world_r1.policies.sequence import Band, SequenceParallel, Sharing
 from world_r1.policies.source import Source, choose_device, choose_dtype
 from world_r1.policies.sparse import Session, SparseAttention
 from world_r1.types import AttentionPlans
@@ -60,6 +61,7 @@ class DiffusersPolicy(ABC):
         self._in_reference = False
         #: Whether the base is spread over several processes, which must all run the transformer equally often.
         self.sharded = False
+        self._sharing = Sharing()
         self._text_cache: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._session: Session | None = None
         self._sparse: dict[str, SparseAttention] = {}
@@ -120,6 +122,13 @@ class DiffusersPolicy(ABC):
             raise ValueError("speed.fsdp needs a model with one transformer; this one has two experts, set speed.fsdp to false")
         sharding.shard_blocks(self.transformer, getattr(self.transformer, self.blocks), mesh)
         self.sharded = True
+
+    def share_tokens(self, band: Band) -> None:
+        """From now on run every forward together with the processes of `band` (`speed.sequence_parallel`); velocities are those of one.
+
+        A parameter's gradients are then parts, which `Team.sum_gradients` adds up.
+        """
+        self._sharing.band = band
 
     @abstractmethod
     def decode(self, latents: torch.Tensor) -> np.ndarray:
@@ -249,15 +258,18 @@ class DiffusersPolicy(ABC):
         share = (1.0 if model.gradient_checkpointing else 0.0) if switches.checkpoint is None else switches.checkpoint
         for part, transformer in self.experts.items():
             if share != 0.0:
-                speed.checkpoint_blocks(transformer, getattr(transformer, self.blocks), share)
+                speed.checkpoint_blocks(transformer, getattr(transformer, self.blocks), share, self._sharing.largest)
             self._accelerate(part, transformer)
 
     def _accelerate(self, name: str, transformer: Any) -> None:
         switches = self.config.speed
         if switches.attention.kind == "pyramid":
             self._sparse[name] = SparseAttention(transformer, switches.attention)
+        shared = switches.sequence_parallel > 1
+        if shared:
+            SequenceParallel(transformer, self._sharing, switches.sequence_parallel, self._sparse.get(name))
         if switches.compile:
-            speed.compile_blocks(getattr(transformer, self.blocks), self._sparse.get(name))
+            speed.compile_blocks(getattr(transformer, self.blocks), self._sparse.get(name), hooked=shared)
 
     @cached_property
     def _base(self) -> dict[str, Any]:

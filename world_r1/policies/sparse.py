@@ -18,6 +18,8 @@ from world_r1.types import AttentionPlans
 if TYPE_CHECKING:
     from world_r1_kernels.pyramid_attention.plan import Plan
 
+    from world_r1.policies.sequence import SequenceParallel
+
 #: Settings of a plan that every layer of a model shares; `estimator_cost` is for reports only.
 SETTINGS = ("q_length", "k_length", "block", "rest", "sizes", "has_rest", "everywhere", "correction", "causal")
 
@@ -29,6 +31,8 @@ class SparseAttention:
         from world_r1_kernels.pyramid_attention import PyramidConfig, apply_pyramid_attention
 
         self.config = config
+        #: Where processes share a video's tokens, each with a part of the heads: takes plans of all heads apart and joins them.
+        self.shared: SequenceParallel | None = None
         self.handle = apply_pyramid_attention(
             transformer,
             PyramidConfig(density=config.density, levels=config.levels, block=config.block),
@@ -75,13 +79,15 @@ class Session:
             yield
         elif self.given is not None:
             device = next(attention.handle.transformer.parameters()).device
-            with attention.handle.replaying([self._joined(rows, device)]):
+            joined = self._joined(rows, device)
+            with attention.handle.replaying([joined if attention.shared is None else attention.shared.own(joined)]):
                 yield
         else:
             with attention.handle.recording() as recorded:
                 yield
+            plans = recorded[-1] if attention.shared is None else attention.shared.whole(recorded[-1])
             for index, row in enumerate(rows):
-                self._rows[row] = {layer: _row(plan, index) for layer, plan in recorded[-1].items()}
+                self._rows[row] = {layer: _row(plan, index) for layer, plan in plans.items()}
 
     def _packed(self, video: int) -> AttentionPlans | None:
         branches = sorted(branch for one, branch in self._rows if one == video)

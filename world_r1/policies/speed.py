@@ -22,17 +22,21 @@ COMPILER = "inductor"
 USABLE = 0.8
 
 
-def compile_blocks(blocks: Sequence[nn.Module], sparse: SparseAttention | None = None) -> None:
+def compile_blocks(blocks: Sequence[nn.Module], sparse: SparseAttention | None = None, hooked: bool = False) -> None:
     """torch.compile every block in place. They share their code, so that one compilation serves all (and one more without adapters).
 
     It also serves every batch size: a step whose videos do not all have a score would otherwise wait for a program of its own.
     Sparse attention itself stays as it is: a compiled block runs up to it and goes on after it, and every batch size is a program
     of its own (what attention returns is new to the compiler, so that a mark on the block's input does not reach it).
+    `hooked` blocks have hooks and attention that stay outside of their program as well.
     """
     if sparse is not None:
         _compile_around(blocks, sparse)
         return
     for block in blocks:
+        if hooked:
+            block.forward = torch.compile(block.forward, dynamic=False, backend=COMPILER)
+            continue
         block.compile(dynamic=False, backend=COMPILER)
         block._compiled_call_impl = functools.partial(_any_batch, block._compiled_call_impl)
 
@@ -73,24 +77,36 @@ def channels_last(module: nn.Module) -> nn.Module:
     return wan_vae.channels_last(module)
 
 
-def checkpoint_blocks(transformer: Any, blocks: Sequence[nn.Module], share: float | str) -> None:
-    """Recompute the activations of a share of the blocks in the backward pass; "auto" decides at the first forward that needs gradients."""
+def checkpoint_blocks(
+    transformer: Any, blocks: Sequence[nn.Module], share: float | str, agree: Callable[[int, torch.device], int] | None = None
+) -> None:
+    """Recompute the activations of a share of the blocks in the backward pass; "auto" decides at the first forward that needs gradients.
+
+    `agree` turns one process's number of blocks into that of all which run a forward together.
+    """
     if share == 1.0:
         transformer.enable_gradient_checkpointing()
         return
-    chosen = Chosen(blocks, share)
+    chosen = Chosen(blocks, share, agree=agree)
     transformer.enable_gradient_checkpointing(chosen)
 
 
 class Chosen:
     """Runs a block with or without checkpointing. The last blocks are kept: their activations are used first in the backward pass."""
 
-    def __init__(self, blocks: Sequence[nn.Module], share: float | str, memory: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        share: float | str,
+        memory: Callable[[], int] | None = None,
+        agree: Callable[[int, torch.device], int] | None = None,
+    ) -> None:
         self.names = {id(block): index for index, block in enumerate(blocks)}
         self.count = len(blocks)
         #: How many blocks, from the first, are checkpointed; None: not decided yet.
         self.checkpointed = None if share == "auto" else round(float(share) * self.count)
         self.memory = memory
+        self.agree = agree
         #: What "auto" saw: bytes that one block keeps, and bytes that were left.
         self.seen: tuple[int, int] | None = None
 
@@ -109,6 +125,8 @@ class Chosen:
         left = self.memory() if self.memory is not None else free_bytes(device)
         fit = int(USABLE * left // max(each, 1))
         self.checkpointed = max(0, self.count - fit)
+        if self.agree is not None:
+            self.checkpointed = self.agree(self.checkpointed, device)
         self.seen = (each, left)
         log.info(
             "checkpointing %d of %d blocks: one keeps %.2f GiB, %.1f GiB are left",
