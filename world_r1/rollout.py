@@ -46,12 +46,19 @@ def sample_group(policy: Policy, config: Config, prompt: Prompt, step: int, grou
 
 
 def sample_groups(
-    policy: Policy, config: Config, prompts: Sequence[Prompt], step: int, groups: Sequence[int], version: int
+    policy: Policy,
+    config: Config,
+    prompts: Sequence[Prompt],
+    step: int,
+    groups: Sequence[int],
+    version: int,
+    leads: bool = True,
 ) -> list[Sampled]:
     """Sample and decode the `group_size` videos of every prompt with the policy's present weights, which are of `version`.
 
-    Videos of several groups share forwards of up to `cluster.sample_batch`. ValueError if latents are not finite, which would decode to
-    a picture of nothing.
+    Videos of several groups share forwards of up to `cluster.sample_batch`. A process that does not lead helps another with the tokens of
+    its videos (`speed.sequence_parallel`): it runs the same forwards, decodes nothing and gives empty groups. ValueError if latents are
+    not finite, which would decode to a picture of nothing.
     """
     asked = [_asked(policy, config, prompt, step, group) for prompt, group in zip(prompts, groups, strict=True)]
     found = [Sampled([], []) for _ in asked]
@@ -63,6 +70,8 @@ def sample_groups(
         trained = {k for a, _ in part for k in asked[a].window.tolist()}
         with policy.recording(trained) if keeps_plans else nullcontext([]) as plans:
             trace = _denoise(policy, config, [(asked[a], _seed(config, step, asked[a].group, sample)) for a, sample in part])
+        if not leads:
+            continue
         pictures = policy.decode(trace.x0)
         for i, (a, sample) in enumerate(part):
             one = asked[a]

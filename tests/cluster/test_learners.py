@@ -119,6 +119,38 @@ def test_a_base_that_is_spread_over_two_learners(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("learners", [2, 4])
+def test_learners_that_share_tokens(
+    config: Make, alone: tuple[Path, dict[int, dict[str, Any]]], tmp_path: Path, learners: int
+) -> None:
+    """One band of two, and two bands that take turns: sums over tokens, so that numbers agree to rounding with those of one learner."""
+    changes: dict[str, Any] = {"cluster": {"learners": learners}, "speed": {"sequence_parallel": 2}}
+    settings = config(steps=2, save_every=1, keep=9, flow=ONE, **changes)
+    reports: list[tuple[int, int]] = []
+    with Cluster(settings) as cluster:
+        rows = take(settings, cluster, tmp_path)
+        states = ray.get([actor.publish.remote() for actor in cluster.learners.actors])  # type: ignore[union-attr]
+        assert cluster.evaluate(tmp_path / "eval", "average", lambda *amounts: reports.append(amounts))
+        if learners == 2:
+            ray.kill(cluster.learners.actors[1])  # type: ignore[union-attr]
+            with pytest.raises(ClusterError, match=r"sampling, learner 1 of 2: .* died"):
+                cluster.rollout(2, PromptStream.of(settings).at(2))
+    assert reports[-1] == (2, 2)
+    assert all((states[0].state[name] == value).all() for one in states for name, value in one.state.items())
+    for step, row in rows.items():
+        assert row["ratio_mean"] == pytest.approx(1.0, abs=1e-6)
+        assert row["reward"] == pytest.approx(alone[1][step]["reward"], abs=1e-4)
+        assert row["grad_norm"] == pytest.approx(alone[1][step]["grad_norm"], rel=0.02)
+    expected, found = tensors(alone[0], 1), tensors(tmp_path, 1)
+    for name, value in expected.items():
+        if name.startswith(
+            "trained/"
+        ):  # AdamW's first step is the rate by the gradient's sign, whatever is left of a tiny gradient
+            assert (found[name] - value).abs().max() < 2.1e-2
+            assert (found[name] - value).abs().mean() < 2e-4, name
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_scaling_learns_with_every_number(tmp_path: Path) -> None:
     costs = ROOT / "world_r1/assets/costs.json"
     found = bench_scale.run(WAN, [1, 2], quick=True, costs=costs, out=tmp_path / "scale.json")

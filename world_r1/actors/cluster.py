@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from world_r1.actors.judge import Judges, first_line
-from world_r1.actors.learners import ClusterError, Learners
+from world_r1.actors.learners import ClusterError, Learners, shares
 from world_r1.actors.sampler import Receipt, Sampler
 from world_r1.config import Config
 from world_r1.serving.attached import Attached
@@ -63,25 +63,15 @@ class Scored:
 class Pending:
     """A rollout under way."""
 
-    def __init__(self) -> None:
+    def __init__(self, helping: Mapping[ray.ObjectRef, str] | None = None) -> None:
+        #: Calls of learners, by name, that share the samplers' tokens: they end with the samplers' own, none of which is left out then.
+        self.helping = helping or {}
         self.abandoned = threading.Event()
         self.future: Future[Scored] = Future()
 
     def abandon(self) -> None:
         """Leave it behind: the groups that are being sampled run to their end, those behind them never start."""
         self.abandoned.set()
-
-
-def shares(count: int, samplers: Sequence[Any], together: int) -> list[tuple[Any, list[int]]]:
-    """Groups 0..count-1 dealt to the samplers in turn, at most `together` a call; the first calls of all samplers come first."""
-    hands = [(sampler, list(range(k, count, len(samplers)))) for k, sampler in enumerate(samplers)]
-    longest = max((len(groups) for _, groups in hands), default=0)
-    return [
-        (sampler, groups[start : start + together])
-        for start in range(0, longest, together)
-        for sampler, groups in hands
-        if groups[start : start + together]
-    ]
 
 
 class Cluster:
@@ -120,14 +110,17 @@ class Cluster:
         """Start sampling one group a prompt with the weights published last; every group goes to a judge once it is decoded."""
         start = time.perf_counter()
         calls: list[Sequence[ray.ObjectRef]] = [()] * len(prompts)
+        helping: dict[ray.ObjectRef, str] = {}
         together = max(1, (self.config.cluster.sample_batch or self.config.optimizer.micro_batch) // self.config.prompts.group_size)
         for sampler, groups in shares(len(prompts), self.samplers, together):
             results = sampler.sample.options(num_returns=3 * len(groups)).remote([prompts[g] for g in groups], step, groups)
             for i, g in enumerate(groups):
                 calls[g] = results[3 * i : 3 * i + 3]
-        pending = Pending()
+            if self.learners is not None:
+                helping |= self.learners.help_sampling(sampler, [prompts[g] for g in groups], step, groups)
+        pending = Pending(helping)
         self.started = [other for other in self.started if not other.future.done()] + [pending]
-        pending.future = self.threads.submit(self._collect, step, prompts, calls, self.loads, pending.abandoned, start)
+        pending.future = self.threads.submit(self._collect, step, prompts, calls, self.loads, pending, start)
         return pending
 
     def wait(self, pending: Pending) -> Scored:
@@ -171,10 +164,9 @@ class Cluster:
 
     def evaluate(self, directory: Path, what: str, progress: Callable[[int, int], None]) -> Any:
         """Held-out evaluation by learner and samplers; see `Learner.evaluate`. Raises `Interrupted` if the run is to stop."""
-        stream = self.learner.evaluate.options(num_returns="streaming").remote(
-            str(directory.resolve()), what, [sampler for sampler in self.samplers if sampler is not self.learner]
-        )
-        for item in stream:
+        assert self.learners is not None
+        others = [sampler for sampler in self.samplers if sampler is not self.learner]
+        for item in self.learners.evaluate(str(directory.resolve()), what, others):
             report = self._get("evaluating", item)
             if not isinstance(report, tuple):
                 return report
@@ -277,7 +269,7 @@ class Cluster:
         self.learners = Learners(self.config, options, self._get, TICK)
         self.learner = self.learners.actors[0]
         if settings.mode == "colocated":
-            self.samplers = self.learners.actors
+            self.samplers = self.learners.leaders
         else:
             self.samplers = [ray.remote(Sampler).options(**options).remote(self.config) for _ in range(settings.samplers)]
         if self.config.rewards.pools:
@@ -335,29 +327,33 @@ class Cluster:
         prompts: Sequence[Prompt],
         calls: Sequence[Sequence[ray.ObjectRef]],
         loads: Sequence[ray.ObjectRef],
-        abandoned: threading.Event,
+        waited: Pending,
         start: float,
     ) -> Scored:
         """Runs beside the driver's thread: hands every sampled group to the judges at once, in whatever order groups arrive."""
+        assert self.learners is not None
         for load in loads:
             self._get("publishing weights", load)
-        pending = {call[0]: g for g, call in enumerate(calls)}
+        pending = {call[0]: g for g, call in enumerate(calls)} | dict.fromkeys(waited.helping, -1)
         receipts: dict[int, Receipt] = {}
         judging: dict[int, list[Future[list[Verdict]]]] = {}
         while pending:
             ready, _ = ray.wait(list(pending), timeout=TICK)
-            if abandoned.is_set():
-                for call in pending:
+            if waited.abandoned.is_set():
+                for call in pending if not waited.helping else ():
                     ray.cancel(call)
                 raise CancelledError
             for call in ready:
                 g = pending.pop(call)
-                receipts[g] = self._get("sampling", call)
+                receipt = self.learners.fetch("sampling", call, list(pending) if waited.helping else [], waited.helping)
+                if g < 0:
+                    continue
+                receipts[g] = receipt
                 judging[g] = self.judges.score(calls[g][2], receipts[g].ids, prompts[g], receipts[g].hashes)
         sampled = time.perf_counter()
         futures = [future for group in judging.values() for future in group]
         while wait(futures, timeout=TICK).not_done:
-            if abandoned.is_set():
+            if waited.abandoned.is_set():
                 raise CancelledError
         return Scored(
             step=step,

@@ -63,7 +63,8 @@ class Learner:
         elif self._store is None:
             self._store = TCPStore(place["host"], place["port"], self.world, is_master=False)
         alone = self.policy.device.type == "cuda" and self.config.cluster.gpus_per_policy >= 1
-        self.trainer.team = Processes(self.rank, self.world, self._store, "nccl" if alone else "gloo")
+        together = self.config.speed.sequence_parallel
+        self.trainer.team = Processes(self.rank, self.world, self._store, "nccl" if alone else "gloo", together)
         sums = self.trainer.team.exchange([zlib.crc32(value.tobytes()) for value in self.policy.state().values()])
         if any(one != sums[0] for one in sums):
             raise ValueError(
@@ -71,6 +72,8 @@ class Learner:
             )
         if self.config.speed.fsdp:
             self.policy.shard(self.trainer.team.mesh(self.policy.device.type))
+        if together > 1:
+            self.policy.share_tokens(self.trainer.team.band())
 
     def update(
         self, advantages: dict[str, float | None], names: Sequence[Sequence[str]], groups: Sequence[ray.ObjectRef]
@@ -123,8 +126,7 @@ class Learner:
         if what == "reference":
             yield from progressing(lambda report: evaluation.reference(self.policy, self.config, directory, progress=report))
             return
-        average = {name: value.cpu().numpy() for name, value in self.trainer.average.average.items()}
-        state = average if what == "average" else None
+        state = self._state_for(what)
         shared = ray.put(state)
         parts = [
             sampler.heldout.options(num_returns="streaming").remote(k, len(samplers) + 1, shared)
@@ -134,6 +136,11 @@ class Learner:
         yield from progressing(
             lambda report: evaluation.evaluate(self.policy, self.config, state, directory, progress=report, others=others)
         )
+
+    def _state_for(self, what: str) -> dict[str, Any] | None:
+        """The weights that an evaluation of "average" or "base" samples with; None: those that are there."""
+        average = self.trainer.average.average
+        return {name: value.cpu().numpy() for name, value in average.items()} if what == "average" else None
 
     def export(self, directory: str) -> str:
         """Write the averaged weights for inference (`--lora`), in diffusers layout."""
@@ -173,3 +180,18 @@ class PolicyWorker(Learner):
         # Ray drives a generator by `send`, which `yield from` would hand down to an array.
         for clip in self.sampler.heldout(part, parts, state):  # noqa: UP028
             yield clip
+
+    # With `speed.sequence_parallel` the first of a band answers for it; the others make the same calls, and give nothing back.
+
+    def help_sample(self, prompts: Sequence[Prompt], step: int, groups: Sequence[int]) -> None:
+        """This process's share of the tokens of groups that the first of its band samples."""
+        from world_r1.memory import explained
+        from world_r1.rollout import sample_groups
+
+        with explained(self.config, "sampling"):
+            sample_groups(self.policy, self.config, prompts, step, groups, self.trainer.version, leads=False)
+
+    def help_evaluate(self, part: int, parts: int, what: str) -> None:
+        """This process's share of the tokens of clips that the first of its band samples for an evaluation; see `evaluate`."""
+        for _ in self.sampler.heldout(part, parts, self._state_for(what)):
+            pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import ray
 
 from world_r1.actors.learner import Learner, PolicyWorker
 from world_r1.config import Config
+from world_r1.types import Prompt
 
 #: Seconds in which the death of one learner is waited for after another has failed: its failure is then an echo of that death.
 ECHO = 10.0
@@ -20,6 +21,18 @@ ECHO = 10.0
 
 class ClusterError(RuntimeError):
     """Ray or an actor could not be started, or died; the message says which, and what to do."""
+
+
+def shares(count: int, samplers: Sequence[Any], together: int) -> list[tuple[Any, list[int]]]:
+    """Groups 0..count-1 dealt to the samplers in turn, at most `together` a call; the first calls of all samplers come first."""
+    hands = [(sampler, list(range(k, count, len(samplers)))) for k, sampler in enumerate(samplers)]
+    longest = max((len(groups) for _, groups in hands), default=0)
+    return [
+        (sampler, groups[start : start + together])
+        for start in range(0, longest, together)
+        for sampler, groups in hands
+        if groups[start : start + together]
+    ]
 
 
 class Learners:
@@ -30,6 +43,7 @@ class Learners:
         count = config.cluster.learners
         self.get, self.tick = get, tick
         self.actors = [ray.remote(kind).options(**options).remote(config, rank, count) for rank in range(count)]
+        self.band = config.speed.sequence_parallel
 
     @property
     def names(self) -> dict[str, Any]:
@@ -37,6 +51,41 @@ class Learners:
         if len(self.actors) == 1:
             return {"learner": self.actors[0]}
         return {f"learner {rank}": actor for rank, actor in enumerate(self.actors)}
+
+    @property
+    def leaders(self) -> list[Any]:
+        """The actors that sample: the first of every band of learners that share a video's tokens."""
+        return self.actors[:: self.band]
+
+    def help_sampling(self, leader: Any, prompts: Sequence[Prompt], step: int, groups: Sequence[int]) -> dict[ray.ObjectRef, str]:
+        """Calls of the others of a leader's band that go with its `sample`, and the learners' names; none without bands."""
+        found = self._helpers(self.leaders.index(leader)) if self.band > 1 else {}
+        return {helper.help_sample.remote(prompts, step, groups): name for name, helper in found.items()}
+
+    def evaluate(self, directory: str, what: str, samplers: Sequence[Any]) -> Iterator[Any]:
+        """What the first learner's `evaluate` yields, as references; raises what goes wrong in a learner that helps with it."""
+        stream = self.actors[0].evaluate.options(num_returns="streaming").remote(directory, what, samplers)
+        parts = len(samplers) + 1
+        numbers = range(parts if self.band > 1 and what != "reference" else 0)
+        helping = {helper.help_evaluate.remote(k, parts, what): name for k in numbers for name, helper in self._helpers(k).items()}
+        yield from self._beside(stream, helping)
+
+    def _helpers(self, number: int) -> dict[str, Any]:
+        return dict(list(self.names.items())[number * self.band + 1 : (number + 1) * self.band])
+
+    def _beside(self, stream: Any, helping: dict[ray.ObjectRef, str]) -> Iterator[Any]:
+        left = list(helping)
+        while left:
+            ready, _ = ray.wait([stream, *left], timeout=self.tick)
+            for call in ready:
+                if call is stream:
+                    yield next(stream)
+                else:
+                    left.remove(call)
+                    self.fetch("evaluating", call, left, helping)
+        # `yield from` would close Ray's generator, which cannot be closed.
+        for item in stream:  # noqa: UP028
+            yield item
 
     def join(self) -> None:
         """Connect several learners, once they are set up: over loopback where all are on one machine."""
@@ -64,14 +113,18 @@ class Learners:
         while waiting := [call for call in calls if call not in found]:
             ready, _ = ray.wait(waiting, timeout=self.tick)  # in ticks, so that signals are handled
             for call in ready:
-                try:
-                    found[call] = self.get(self._named(what, labels[call]), call)
-                except ClusterError:
-                    raise
-                except Exception:
-                    self._raise_death(what, [other for other in waiting if other != call], labels)
-                    raise
+                found[call] = self.fetch(what, call, [other for other in waiting if other != call], labels)
         return [found[call] for call in calls]
+
+    def fetch(self, what: str, call: ray.ObjectRef, others: Sequence[ray.ObjectRef], labels: Mapping[ray.ObjectRef, str]) -> Any:
+        """What a finished call gave. Where it failed because a learner died in one of the `others`, that death is what is raised."""
+        try:
+            return self.get(self._named(what, labels.get(call)), call)
+        except ClusterError:
+            raise
+        except Exception:
+            self._raise_death(what, others, labels)
+            raise
 
     def _raise_death(self, what: str, others: Sequence[ray.ObjectRef], labels: Mapping[ray.ObjectRef, str]) -> None:
         deadline = time.monotonic() + ECHO
@@ -80,11 +133,11 @@ class Learners:
             ready, left = ray.wait(left, timeout=self.tick)
             for call in ready:
                 try:
-                    self.get(self._named(what, labels[call]), call)
+                    self.get(self._named(what, labels.get(call)), call)
                 except ClusterError:
                     raise
                 except Exception:  # an echo, or an error of its own: the first one is raised
                     continue
 
-    def _named(self, what: str, name: str) -> str:
-        return what if len(self.actors) == 1 else f"{what}, {name} of {len(self.actors)}"
+    def _named(self, what: str, name: str | None) -> str:
+        return what if name is None or len(self.actors) == 1 else f"{what}, {name} of {len(self.actors)}"
