@@ -17,7 +17,7 @@ from world_r1.blockworld import captions, data, pretrain_critic, scenes, text_da
 from world_r1.blockworld.critic import QualityCritic, Vocabulary
 from world_r1.blockworld.damage import CRITIC_DAMAGES, EVALUATOR_DAMAGES, Damage, changed, freeze
 from world_r1.blockworld.evaluator import Evaluator
-from world_r1.blockworld.judge_data import Batch, Batches, Pool, add_areas, damage_pool, to_float, to_uint8
+from world_r1.blockworld.judge_data import Batch, Batches, Pool, add_areas, damage_pool, surveyed, to_float, to_uint8
 from world_r1.blockworld.judge_labels import CLASSES, camera_signs, labels
 from world_r1.blockworld.judge_report import auc
 from world_r1.blockworld.judge_text import SHARES, build_table, build_vocabulary
@@ -27,10 +27,10 @@ FAMILIES = CRITIC_DAMAGES + EVALUATOR_DAMAGES
 
 @pytest.fixture(scope="module")
 def pool() -> Pool:
-    """Twelve renders of odd size."""
+    """Twelve renders of odd size, with the first, the middle and the last frame."""
     drawn = data.draw(12, 3)
-    rgb = scenes.render(drawn.scenes, 24, 40, 1).rgb[:, :, ::3]
-    return Pool(to_uint8(rgb), add_areas(drawn.facts, torch.device("cpu")))
+    rgb = scenes.render(drawn.scenes, 24, 40, 1).rgb[:, :, ::4]
+    return surveyed(Pool(to_uint8(rgb), drawn.facts), torch.device("cpu"))
 
 
 def _gen(seed: int = 0) -> torch.Generator:
@@ -286,15 +286,18 @@ def test_a_few_steps_teach_the_critic_a_fixed_batch(pool: Pool, batches: Batches
 def test_a_few_steps_teach_the_evaluator_a_fixed_batch(pool: Pool, batches: Batches) -> None:
     torch.manual_seed(0)
     evaluator = Evaluator()
-    dynamic = torch.tensor([fact["movement"] is not None for fact in pool.facts])
-    task = pretrain_critic.EvaluatorTask(evaluator, batches, labels(pool.facts), dynamic)
-    first, last = _steps(task, batches.draw(), evaluator.parameters(), 12)
+    task = pretrain_critic.EvaluatorTask(evaluator, batches, labels(pool.facts), pool.surfaces)
+    batch = batches.draw()
+    start = task.loss(batch)[1]
+    first, last = _steps(task, batch, evaluator.parameters(), 12)
     assert last < 0.75 * first
+    end = task.loss(batch)[1]
+    assert all(end[name] < 0.75 * start[name] for name in ("pixels", "sizes"))
 
 
 @pytest.mark.parametrize("train", [pretrain_critic.train_critic, pretrain_critic.train_evaluator])
 def test_training_writes_weights_figures_and_log(train: Callable[..., dict[str, Any]], pool: Pool, tmp_path: Path) -> None:
-    few = Pool(pool.videos[:6, :, :4], pool.facts[:6])
+    few = Pool(pool.videos[:6, :, :4], pool.facts[:6], surfaces=None if pool.surfaces is None else pool.surfaces[:6])
     metrics = train(tmp_path, "cpu", 0.5, nn.Identity(), 3, few, few, batch=8)
     assert metrics["steps"] >= 2
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics

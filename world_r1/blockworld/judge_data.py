@@ -6,6 +6,7 @@ run batched. Half of the clean *and* half of the damaged clips went through the 
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -13,12 +14,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from world_r1.blockworld import captions, data, raycast, scenes
 from world_r1.blockworld.damage import Damage, changed, gaussian_blur, warp
+from world_r1.blockworld.judge_labels import surface_table
 
 #: Videos [B, 3, T, H, W] in -1..1 -> the same after encoding and decoding.
 Roundtrip = Callable[[torch.Tensor], torch.Tensor]
+
+#: Sizes of objects are kept as this many steps per doubling of their pixels.
+SIZE_STEPS = 16
+#: Frames, height and width of a survey, and its pixels.
+SURVEY = (3, 48, 80)
+SURVEYED = math.prod(SURVEY)
 
 
 @dataclass
@@ -29,6 +38,8 @@ class Pool:
     facts: list[dict[str, Any]]
     #: uint8 round trips of the first M clips, if they are made already (two trainers may share them).
     decoded: torch.Tensor | None = None
+    #: What `survey` says every pixel shows, uint8 [N, 2, 3, H, W], if it is known already.
+    surfaces: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.videos.ndim != 5 or self.videos.dtype != torch.uint8 or len(self.videos) != len(self.facts):
@@ -64,9 +75,24 @@ def build_pool(count: int, device: torch.device, seed: int, seconds: float | Non
     return Pool(torch.cat(videos), facts)
 
 
-@torch.no_grad()
 def add_areas(facts: Sequence[dict[str, Any]], device: torch.device) -> list[dict[str, Any]]:
-    """Facts with `dominant` (index of the object that covers most pixels) and `areas` (pixels per object, of a small render).
+    """Facts with `dominant` and `areas`, see `survey`."""
+    return survey(facts, device)[0]
+
+
+def surveyed(pool: Pool, device: torch.device) -> Pool:
+    """The pool on the device, with what `survey` says unless it knows that already."""
+    facts, surfaces = pool.facts, pool.surfaces
+    if surfaces is None or any("areas" not in fact for fact in facts):
+        facts, surfaces = survey(facts, device)
+    return Pool(pool.videos.to(device), facts, pool.decoded, surfaces.to(device))
+
+
+@torch.no_grad()
+def survey(facts: Sequence[dict[str, Any]], device: torch.device) -> tuple[list[dict[str, Any]], torch.Tensor]:
+    """What a small render of first, middle and last frame shows: facts with `dominant` (index of the object that covers most pixels) and
+    `areas` (pixels per object), and two numbers for every pixel, uint8 [N, 2, 3, 48, 80]: its class (an index into `SURFACES`) and the
+    size of its object in those frames (log2 of the pixels in `SIZE_STEPS`; 0 if it shows none).
 
     The scenes are drawn again from their seeds. Raises ValueError if the facts of a seed are not one whole batch in order.
     """
@@ -74,6 +100,8 @@ def add_areas(facts: Sequence[dict[str, Any]], device: torch.device) -> list[dic
     for at, fact in enumerate(facts):
         by_seed.setdefault(fact["scene_seed"], []).append(at)
     out = [dict(fact) for fact in facts]
+    table = surface_table(facts).to(device)
+    surfaces = torch.zeros(len(facts), 2, *SURVEY, dtype=torch.uint8, device=device)
     frames = [0, scenes.FRAMES // 2, scenes.FRAMES - 1]
     for seed, places in by_seed.items():
         drawn = scenes.sample(len(places), seed=seed)
@@ -87,12 +115,15 @@ def add_areas(facts: Sequence[dict[str, Any]], device: torch.device) -> list[dic
             )
         tensors = drawn.to(device).tensors
         few = tensors._replace(c2w=tensors.c2w[:, frames], centre=tensors.centre[:, frames])
-        surface = raycast.cast(few, 48, 80, scenes.PRESET.fov_x, 1)[2]
-        areas = torch.stack([(surface == raycast.OBJECTS + k).sum((1, 2, 3)) for k in range(scenes.MAX_OBJECTS)], 1).tolist()
-        for at, area in zip(places, areas, strict=True):
+        surface = raycast.cast(few, *SURVEY[1:], scenes.PRESET.fov_x, 1)[2]
+        areas = torch.stack([(surface == raycast.OBJECTS + k).sum((1, 2, 3)) for k in range(scenes.MAX_OBJECTS)], 1)
+        sizes = F.pad((SIZE_STEPS * torch.log2(areas.clamp(min=1))).round().byte(), (1 + raycast.OBJECTS, 0))
+        for which, of in enumerate((table[places], sizes)):
+            surfaces[places, which] = of.gather(1, (surface + 1).flatten(1)).view_as(surface)
+        for at, area in zip(places, areas.tolist(), strict=True):
             area = area[: len(out[at]["objects"])]
             out[at] |= {"areas": area, "dominant": area.index(max(area))}
-    return out
+    return out, surfaces
 
 
 @torch.no_grad()
@@ -150,8 +181,11 @@ def draw_strength(n: int, device: torch.device, g: torch.Generator, low: float =
 
 
 @torch.no_grad()
-def augment(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
-    """What must not count as damage, the same for clean and damaged clips: a still resampling, slight blur, gain, offset and grain."""
+def augment(x: torch.Tensor, g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """What must not count as damage, the same for clean and damaged clips: a still resampling, slight blur, gain, offset and grain.
+
+    Also returns the resampling, [B, 3]: zoom and shift to the right and down in pixels, for labels of single pixels.
+    """
     b, _, _, h, w = x.shape
     draw = lambda low, high: torch.rand(b, generator=g, device=x.device) * (high - low) + low  # noqa: E731
     on = (draw(0, 1) < 0.6).float()
@@ -165,7 +199,8 @@ def augment(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
     wide = lambda v: v[:, None, None, None, None]  # noqa: E731
     x = x * wide(draw(0.95, 1.05)) + wide(draw(-0.03, 0.03))
     grain = wide((draw(0, 1) < 0.3).float() * draw(0.0, 0.02))
-    return (x + grain * torch.randn(x.shape, generator=g, device=x.device)).clamp(-1, 1)
+    x = (x + grain * torch.randn(x.shape, generator=g, device=x.device)).clamp(-1, 1)
+    return x, torch.stack([zoom, dx, dy], 1)
 
 
 @dataclass
@@ -179,6 +214,7 @@ class Batch:
     keeps_scene: torch.Tensor  #: [B] bool
     keeps_camera: torch.Tensor  #: [B] bool
     in_frame: torch.Tensor  #: [B] bool
+    resampling: torch.Tensor  #: [B, 3] zoom and shift, see `augment`
 
 
 class Batches:
@@ -238,4 +274,5 @@ class Batches:
         strength, family = torch.cat(strengths), torch.cat(families)
         family = torch.where(strength > 0, family, -1)
         scene, camera, frame = self.flags[family].unbind(1)
-        return Batch(augment(torch.cat(xs), self.g), torch.cat(indices), strength, family, scene, camera, frame)
+        x, resampling = augment(torch.cat(xs), self.g)
+        return Batch(x, torch.cat(indices), strength, family, scene, camera, frame, resampling)

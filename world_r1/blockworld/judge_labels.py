@@ -31,6 +31,16 @@ AXES = (
     ("tilt down", "tilt up"),
 )
 HALVES = 2
+#: Classes of a pixel: what the ray that made it met.
+SURFACES = (
+    *CLASSES["floor"],
+    "ceiling",
+    *(f"{colour} wall" for colour in COLOURS),
+    *(row[0] for row in scenes.SKIES),
+    *(f"{colour} {shape}" for colour in COLOURS for shape in scenes.SHAPES),
+)
+#: The object classes are the last ones: colour by colour, all shapes of each.
+FIRST_OBJECT = len(SURFACES) - len(COLOURS) * len(scenes.SHAPES)
 
 
 def camera_signs(command: str) -> torch.Tensor:
@@ -43,6 +53,17 @@ def camera_signs(command: str) -> torch.Tensor:
                 if move in ends:
                     signs[half, axis] = 2 * ends.index(move) - 1
     return signs
+
+
+def surface_table(facts: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+    """[B, 4 + K] uint8 index into `SURFACES` of what the ray-caster numbers from -1 (sky) on: sky, floor, ceiling, walls, K objects."""
+    table = torch.zeros(len(facts), 4 + scenes.MAX_OBJECTS, dtype=torch.uint8)
+    for row, fact in zip(table, facts, strict=True):
+        names = [fact["sky"], fact["floor"], "ceiling", fact["wall_colour"] and f"{fact['wall_colour']} wall"]
+        names += [f"{thing['colour']} {thing['shape']}" for thing in fact["objects"]]
+        for column, name in enumerate(names):
+            row[column] = SURFACES.index(name) if name else 0  # no ray meets a sky in a room or a wall outdoors
+    return table
 
 
 def labels(facts: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:

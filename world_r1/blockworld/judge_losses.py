@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +10,13 @@ import torch.nn.functional as F
 
 from world_r1.blockworld.critic import QualityCritic
 from world_r1.blockworld.evaluator import Evaluator
-from world_r1.blockworld.judge_data import Batch, Batches
-from world_r1.blockworld.judge_labels import AXES, CLASSES
+from world_r1.blockworld.evaluator_dense import moved_labels
+from world_r1.blockworld.judge_data import SIZE_STEPS, SURVEYED, Batch, Batches
+from world_r1.blockworld.judge_labels import AXES, CLASSES, FIRST_OBJECT
 from world_r1.blockworld.judge_text import TextTable
+
+#: Weight of the pixels in the evaluator's loss.
+DENSE = 2.0
 
 Loss = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
@@ -117,27 +122,48 @@ class CriticTask:
 
 @dataclass
 class EvaluatorTask:
-    """The evaluator's loss on one batch."""
+    """The evaluator's loss on one batch; `surfaces` are the pool's labels of single pixels."""
 
     evaluator: Evaluator
     batches: Batches
     truth: dict[str, torch.Tensor]
-    dynamic: torch.Tensor
+    surfaces: torch.Tensor | None = None
 
     def __call__(self) -> Loss:
         return self.loss(self.batches.draw())
 
     def loss(self, batch: Batch) -> Loss:
-        """Cross-entropies of the attributes, binary cross-entropy of quality; clips are mirrored and reversed with their labels."""
+        """Cross-entropies of attributes and pixels, binary cross-entropy of quality; clips are mirrored and reversed with their labels."""
         g, n = self.batches.g, len(batch.x)
         mirrored, backward = (torch.rand(n, generator=g, device=batch.x.device) < 0.5 for _ in range(2))
         wide = lambda v: v[:, None, None, None, None]  # noqa: E731
         x = torch.where(wide(mirrored), batch.x.flip(4), batch.x)
         x = torch.where(wide(backward), x.flip(2), x)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
-            logits = self.evaluator(x)
+            logits, seen = self.evaluator.see(x)
         attributes, axes = attribute_loss(
             logits, self.truth, batch.index, batch.keeps_scene, batch.keeps_camera, backward, mirrored
         )
         parts = {"attributes": attributes, "camera": axes, "quality": _bce(logits["quality"], quality_target(batch.strength))}
-        return attributes + 2.0 * axes + 0.5 * parts["quality"], parts
+        loss = attributes + 2.0 * axes + 0.5 * parts["quality"]
+        if seen is not None and self.surfaces is not None:
+            wanted = moved_labels(self.surfaces[batch.index], batch.resampling, tuple(seen.shape[-2:]), tuple(x.shape[-2:]))
+            wanted = torch.where(wide(mirrored), wanted.flip(4), wanted)
+            wanted = torch.where(wide(backward), wanted.flip(2), wanted)
+            parts |= pixel_losses(seen, wanted, batch)
+            loss = loss + DENSE * parts["pixels"] + parts["sizes"]
+        return loss, parts
+
+
+def pixel_losses(seen: torch.Tensor, wanted: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+    """Cross-entropy of every pixel's class and smooth error of its object's size, against `wanted` [B, 2, F, H, W] as `survey` gives it.
+
+    Clean clips only: damages move pixels, and nobody knows where to.
+    """
+    clean = batch.family < 0
+    classes, steps = wanted.long().unbind(1)
+    pixels = F.cross_entropy(seen[:, :, :-1].float().transpose(1, 2), classes, reduction="none").mean((1, 2, 3))
+    zoomed = -2 * torch.log2(1 - batch.resampling[:, 0])  # a zoomed picture shows larger objects
+    size = steps / SIZE_STEPS - math.log2(SURVEYED) + zoomed[:, None, None, None]
+    off = F.smooth_l1_loss(seen[:, :, -1].float(), size, reduction="none", beta=0.25)
+    return {"pixels": _mean(pixels, clean), "sizes": _mean(off, (classes >= FIRST_OBJECT) & clean[:, None, None, None])}

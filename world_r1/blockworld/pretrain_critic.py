@@ -25,7 +25,7 @@ from world_r1.blockworld import data, judge_report
 from world_r1.blockworld.critic import QualityCritic
 from world_r1.blockworld.damage import CRITIC_DAMAGES, EVALUATOR_DAMAGES, Damage
 from world_r1.blockworld.evaluator import Evaluator
-from world_r1.blockworld.judge_data import Batches, Damaged, Pool, Roundtrip, add_areas, build_pool, damage_pool, through
+from world_r1.blockworld.judge_data import Batches, Damaged, Pool, Roundtrip, build_pool, damage_pool, surveyed, through
 from world_r1.blockworld.judge_labels import labels
 from world_r1.blockworld.judge_losses import CriticTask, EvaluatorTask, Loss
 from world_r1.blockworld.judge_text import build_table, build_vocabulary
@@ -78,8 +78,7 @@ def prepare(
     if pool is None:
         seconds = max(0.0, budget.at(budget.pool) - start)
         pool = build_pool(10_000 if cuda else 64, device, scene_seed + 10_000 * seed, seconds, 32 if cuda else 2)
-    pool = Pool(pool.videos.to(device), _with_areas(pool.facts, device), pool.decoded)
-    held = Pool(held.videos.to(device), _with_areas(held.facts, device))
+    pool, held = surveyed(pool, device), surveyed(held, device)
     decoded, ready = pool.videos[:0], None
     if roundtrip is not None:
         g = torch.Generator(device=device).manual_seed(seed + 1)
@@ -92,10 +91,6 @@ def prepare(
         flush=True,
     )
     return Material(pool, decoded, ready, held)
-
-
-def _with_areas(facts: list[dict[str, Any]], device: torch.device) -> list[dict[str, Any]]:
-    return facts if all("areas" in fact for fact in facts) else add_areas(facts, device)
 
 
 class Loop:
@@ -210,7 +205,6 @@ def train_evaluator(
         ready_share=0.15,
     )
     truth = {name: value.to(device) for name, value in labels(stuff.pool.facts).items()}
-    dynamic = torch.tensor([fact["movement"] is not None for fact in stuff.pool.facts], device=device)
     evaluator.notes = {
         "seed": seed,
         "seconds": seconds,
@@ -218,7 +212,7 @@ def train_evaluator(
         "clips": len(stuff.pool.facts),
     }
     loop = Loop(evaluator.parameters(), out, budget, 2e-3)
-    steps = loop.run(EvaluatorTask(evaluator, batches, truth, dynamic), lambda: evaluator.save_pretrained(out))
+    steps = loop.run(EvaluatorTask(evaluator, batches, truth, stuff.pool.surfaces), lambda: evaluator.save_pretrained(out))
     evaluator.eval()
     evaluator.notes["steps"] = steps
     evaluator.save_pretrained(out)
@@ -252,7 +246,7 @@ def train_judges(
     batches of `scenes.sample`. Returns {"critic": metrics, "evaluator": metrics}.
     """
     device, begin = torch.device(device), time.monotonic()
-    shared = Pool(pool.videos.to(device), _with_areas(pool.facts, device), pool.decoded)
+    shared = surveyed(pool, device)
     if roundtrip is not None and shared.decoded is None:
         deadline = time.monotonic() + 0.1 * sum(seconds)
         shared.decoded = through(roundtrip, shared.videos, 16 if device.type == "cuda" else 2, deadline)
