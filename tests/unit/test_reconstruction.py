@@ -39,9 +39,36 @@ def test_a_lower_threshold_of_the_link_forgives_more(seen: tuple[Clip, dict[str,
     assert (strict, kind) == (0.0, 1.0)
 
 
+def test_the_threshold_of_the_order_forgives_too(seen: tuple[Clip, dict[str, Any]]) -> None:
+    order = seen[1]["geometry"].straightness
+    strict, kind = (Reconstruction(order=ends).score(*seen).parts["order"] for ends in ((order, 1.5), (0.0, order)))
+    assert (strict, kind) == (0.0, 1.0)
+
+
+def test_unison_is_the_geometry_s(seen: tuple[Clip, dict[str, Any]]) -> None:
+    geometry = seen[1]["geometry"]
+    found = Reconstruction(rigidity="unison").score(*seen).parts["rigidity"]
+    assert found == pytest.approx(geometry.unison * min(1.0, geometry.coverage / 0.9))
+    assert found != pytest.approx(Reconstruction().score(*seen).parts["rigidity"], abs=1e-3)
+
+
+def test_quick_flow_sees_the_same_appearance(seen: tuple[Clip, dict[str, Any]]) -> None:
+    found = FlowBA("quick", device="cpu").observe([seen[0]], [{}])[0]
+    assert isinstance(found, dict)
+    assert found["geometry"].correlation == pytest.approx(seen[1]["geometry"].correlation, abs=0.12)
+    with pytest.raises(ValueError, match="preset must be one of"):
+        FlowBA(preset="slow")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"share": 1.5}, "share"), ({"link": (0.5, 0.1)}, "link"), ({"link": (0.1,)}, "link"), ({"rigidity": "soft"}, "rigidity")],
+    [
+        ({"share": 1.5}, "share"),
+        ({"link": (0.5, 0.1)}, "link"),
+        ({"link": (0.1,)}, "link"),
+        ({"rigidity": "soft"}, "rigidity"),
+        ({"order": (0.9, 0.5)}, "order"),
+    ],
 )
 def test_bad_options_are_named(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -39,6 +39,8 @@ class Settings:
     iterations: tuple[int, int, int]
     #: Pairs farther apart than keyframes are skipped beyond this median displacement over the width.
     max_flow: float
+    #: Effort of the flow: a name of `_flow.PRESETS`.
+    preset: str = "medium"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def look(clip: Clip, settings: Settings, focal: float) -> View:
     both = _flow.stretch(np.concatenate([colour, *(shrink(video[t], settings.width)[None] for t in gaps)]))
     grey, between = both[: len(frames)], both[len(frames) :]
     keys = sorted({round(q) for q in np.linspace(0, len(frames) - 1, settings.keys + 2)[1:-1]})
-    tracks = _flow.track(grey, between, keys, settings.stride, settings.upsample, settings.max_flow)
+    tracks = _flow.track(grey, between, keys, settings.stride, settings.upsample, settings.max_flow, settings.preset)
     if (share := float((tracks.texture > 0.5).mean())) < MIN_TEXTURE:
         raise Degenerate(f"only {share:.1%} of the picture has texture; a reconstruction needs {MIN_TEXTURE:.0%}")
     prior, weight = math.log(focal), 0.02

@@ -21,6 +21,12 @@ TEXTURE = 3.0
 JITTER = 0.5
 #: The stretch of a clip's grey values is limited, or sensor noise of a blank clip would become texture.
 MAX_GAIN = 6.0
+#: OpenCV's settings of DIS flow by name; "medium" refines to half the resolution, the others to a quarter.
+PRESETS = {
+    "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
+    "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
+    "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
+}
 
 
 @dataclass(frozen=True)
@@ -68,11 +74,11 @@ def grid(height: int, width: int, stride: int) -> np.ndarray:
 class _Flows:
     """Directed flows between the frames of one clip, computed once each and started from shorter ones."""
 
-    def __init__(self, grey: np.ndarray, keys: Sequence[int], upsample: int) -> None:
+    def __init__(self, grey: np.ndarray, keys: Sequence[int], upsample: int, preset: str) -> None:
         self.upsample = upsample
         self.images = [self.enlarge(g) for g in grey]
         self.keys = set(keys)
-        self.dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self.dis = cv2.DISOpticalFlow.create(PRESETS[preset])
         height, width = self.images[0].shape
         x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
         self.at = np.stack([x, y], -1)
@@ -97,7 +103,9 @@ class _Flows:
         return self.known[i, j]
 
 
-def track(grey: np.ndarray, between: np.ndarray, keys: Sequence[int], stride: int, upsample: int, max_flow: float) -> Tracks:
+def track(
+    grey: np.ndarray, between: np.ndarray, keys: Sequence[int], stride: int, upsample: int, max_flow: float, preset: str
+) -> Tracks:
     """Flows from every keyframe to every frame of `grey` [T, H, W] uint8 on the grid of `stride` pixels.
 
     `between` [N, H, W] holds one frame from each gap between used frames (N = T - 1, or 0 if there are no gaps); they only enter the
@@ -106,7 +114,7 @@ def track(grey: np.ndarray, between: np.ndarray, keys: Sequence[int], stride: in
     baselines lose flow, and left in they would make the score prefer small camera moves.
     """
     count, height, width = grey.shape
-    flows = _Flows(grey, keys, upsample)
+    flows = _Flows(grey, keys, upsample, preset)
     points = grid(height, width, stride)
     shape = (len(keys), count, *points.shape[:2])
     target, mask = np.zeros((*shape, 2), np.float32), np.zeros(shape, np.float32)

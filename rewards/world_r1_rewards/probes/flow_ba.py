@@ -19,12 +19,13 @@ import torch
 
 from world_r1.reward import Degenerate, Probe
 from world_r1.types import Clip
-from world_r1_rewards.probes import _lm, _render
+from world_r1_rewards.probes import _flow, _lm, _render
 from world_r1_rewards.probes._assemble import Estimate, Settings, View, assemble, look
 from world_r1_rewards.probes._geometry import Geometry
 
 QUALITIES = {
     "train": Settings(frames=9, keys=3, stride=5, upsample=1, width=160, iterations=(8, 6, 4), max_flow=0.08),
+    "quick": Settings(frames=9, keys=3, stride=5, upsample=1, width=160, iterations=(8, 6, 4), max_flow=0.08, preset="fast"),
     "fine": Settings(frames=9, keys=3, stride=5, upsample=2, width=160, iterations=(8, 6, 4), max_flow=0.08),
     "eval": Settings(frames=17, keys=5, stride=4, upsample=2, width=160, iterations=(14, 10, 8), max_flow=0.18),
 }
@@ -33,7 +34,8 @@ QUALITIES = {
 class FlowBA(Probe):
     """Poses, focal length, depth and re-rendering scores from dense flow; see `Geometry`.
 
-    Options: `quality` "train" (default), "fine" (flow at twice the resolution: three times the time, half the error) or "eval"; any
+    Options: `quality` "train" (default), "quick" (flow at a quarter of the time: as good for `appearance`, not for rigidity), "fine"
+    (flow at twice the resolution: three times the time, half the error) or "eval"; any
     field of `Settings` by name; `focal` the prior of focal / width for clips without a trajectory; `workers` threads for the flows of a
     batch; `batch` clips solved together; `device` "auto", "cpu" or "cuda".
     A blank, textureless or too short clip is `Degenerate`; a frozen clip is not: it has motion 0 and identity poses.
@@ -47,6 +49,8 @@ class FlowBA(Probe):
         if quality not in QUALITIES:
             raise ValueError(f"flow_ba: quality must be one of {', '.join(QUALITIES)}, got {quality!r}")
         self.settings = replace(QUALITIES[quality], **settings)
+        if self.settings.preset not in _flow.PRESETS:
+            raise ValueError(f"flow_ba: preset must be one of {', '.join(_flow.PRESETS)}, got {self.settings.preset!r}")
         self.focal, self.workers, self.batch = focal, workers, batch
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
 
