@@ -93,7 +93,7 @@ def examine(judge: Realism, exam: Pairs) -> dict[str, Any]:
     judge.calibrate(real, base)
     told = {
         "plain": _told(judge, real, base),
-        "blurred": _told(judge, judge.logits(_blurred(exam.real)), judge.logits(_blurred(samples))),
+        "blurred": _told(judge, judge.logits(blurred(exam.real)), judge.logits(blurred(samples))),
     }
     within: dict[str, Any] = {}
     if k > 1:
@@ -115,7 +115,7 @@ def _told(judge: Realism, real: torch.Tensor, base: torch.Tensor) -> dict[str, f
     return {"auc": auc(real, base), **{name: _rounded(value) for name, value in figures.items()}}
 
 
-def _blurred(videos: torch.Tensor, sigma: float = 1.0) -> torch.Tensor:
+def blurred(videos: torch.Tensor, sigma: float = 1.0) -> torch.Tensor:
     """uint8 [N, T, H, W, 3], blurred."""
     out = []
     for some in videos.split(32):
