@@ -102,7 +102,7 @@ def examine(judge: Realism, exam: Pairs) -> dict[str, Any]:
         within = {
             "logit_spread": _rounded(logits.std(1).mean()),
             "score_spread": _rounded(scores.std(1).mean()),
-            "spread_between_prompts": _rounded(logits.mean(1).std()) if n > 1 else None,
+            "spread_between_prompts": _rounded(logits.mean(1).std()),
             "correlation_with_sharpness": _correlation(_centred(logits), _centred(sharp)),
         }
     return {"held_out_prompts": n, **told, "within_prompt": within, "scale": judge.scale}
@@ -133,8 +133,9 @@ def _correlation(a: torch.Tensor, b: torch.Tensor) -> float | None:
     return _rounded((a * b).sum() / length) if length > 0 else None
 
 
-def _rounded(value: torch.Tensor) -> float:
-    return round(float(value), 4)
+def _rounded(value: torch.Tensor) -> float | None:
+    """None for what too few clips do not give."""
+    return round(float(value), 4) if bool(value.isfinite()) else None
 
 
 def pretrain(
