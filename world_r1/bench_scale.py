@@ -7,6 +7,7 @@ a count warms up and is not counted.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import statistics
@@ -18,7 +19,7 @@ from typing import Any
 
 from world_r1 import bench_step, planning
 from world_r1.bench_pieces import PROMPT, merged
-from world_r1.config import Config, parse
+from world_r1.config import Config, override, parse
 
 log = logging.getLogger(__name__)
 
@@ -52,20 +53,27 @@ def run(
     steps: int = 1,
     compiled: bool = False,
     fsdp: bool = False,
+    sequence_parallel: int = 1,
+    overrides: Sequence[str] = (),
     costs: Path | None = None,
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Time `steps` steps of every count of learners; the result is written to `out` after each. A count that fails says so.
 
     There are as many groups as the most learners, so that each of them has one at least. `fsdp` spreads the base over the learners;
-    with `costs`, a file of `bench step` from this machine, every row says what `world-r1 plan` predicts of it.
-    ValueError for counts that do not divide the number of groups, and for one learner with `fsdp`.
+    with `sequence_parallel` so many of them (all, where there are fewer) share a video's tokens, and a group is enough for as many.
+    `overrides`, each key=value, come last. With `costs`, a file of `bench step` from this machine, every row says what `world-r1 plan`
+    predicts of it, which knows no shared tokens. ValueError for counts that do not divide the largest, for one learner with `fsdp`, and
+    for settings that do not fit together.
     """
     if not counts or min(counts) < 1 or any(max(counts) % count for count in counts):
         raise ValueError(f"--learners: counts are positive and divide the largest, for example 1,2,4; got {list(counts)}")
+    if sequence_parallel > 1 and costs is not None:
+        raise ValueError("the plan does not know shared tokens: leave out --costs or --sequence-parallel")
+    groups = max(1, max(counts) // sequence_parallel)
     tree = merged(bench_step._fitting(merged(RECIPE, bench_step._base(model, quick)), quick), {"speed": {"compile": compiled}})
     video = {"video": {"frames": 9 if quick else frames}}
-    prompts = {"prompts": {"groups": max(counts), "group_size": group_size}, "record": {"tensorboard": False}}
+    prompts = {"prompts": {"groups": groups, "group_size": group_size}, "record": {"tensorboard": False}}
     tree = merged(merged(tree, video), prompts)
     if fsdp:
         share = {"speed": {"fsdp": True, "checkpoint": 1.0}, "evaluation": {"prompts": 2 * max(counts)}}
@@ -73,13 +81,22 @@ def run(
         parse(merged(tree, {"cluster": {"learners": min(counts)}}), source="bench scale")
     if not quick:  # where there are too few GPUs a run would fall back to the CPU
         tree = merged(tree, {"model": {"device": "cuda"}})
+    tree = copy.deepcopy(tree)  # overrides are written into it
+    for text in overrides:
+        override(tree, text)
     found: dict[str, Any] = {"model": model, "quick": quick, "weights": "random", **bench_step._machine(), "rows": []}
     found["video"] = [tree["video"][key] for key in ("frames", "height", "width")]
     found["fsdp"] = fsdp
-    found["videos a step"] = max(counts) * group_size
-    for count in counts:
-        config = parse(merged(tree, {"cluster": {"learners": count}}), source="bench scale")
-        row: dict[str, Any] = {"learners": count}
+    found["videos a step"] = tree["prompts"]["groups"] * tree["prompts"]["group_size"]
+    shared = {count: min(count, sequence_parallel) for count in counts}
+    configs = {
+        count: parse(
+            merged(tree, {"cluster": {"learners": count}, "speed": {"sequence_parallel": shared[count]}}), source="bench scale"
+        )
+        for count in counts
+    }
+    for count, config in configs.items():
+        row: dict[str, Any] = {"learners": count, "sequence parallel": shared[count]}
         try:
             row |= _timed(config, steps)
             if costs is not None:
@@ -109,7 +126,9 @@ def table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         if "planned (s)" in row:
             numbers["planned (s)"] = f"{row['planned (s)']:.3g} ({row['error of the plan']:+.0%})"
-        lines.append({"learners": row["learners"], **numbers, "against": f"{row['videos an hour'] / first:.2f}x", "note": ""})
+        shared = row.get("sequence parallel", 1)
+        note = f"{shared} share a video's tokens" if shared > 1 else ""
+        lines.append({"learners": row["learners"], **numbers, "against": f"{row['videos an hour'] / first:.2f}x", "note": note})
     return lines
 
 

@@ -76,6 +76,9 @@ def bench_step(
 
 
 def bench_scale(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, for example video.height=720.")
+    ] = None,
     model: Annotated[str, typer.Option("--model", "-m", help="Hub id of a known architecture; its weights are random.")] = (
         "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
     ),
@@ -89,6 +92,9 @@ def bench_scale(
         Path | None, typer.Option("--costs", metavar="FILE", help="What bench step wrote here: compare with the plan.")
     ] = None,
     fsdp: Annotated[bool, typer.Option("--fsdp", help="Spread the base over the learners; two at least.")] = False,
+    sequence_parallel: Annotated[
+        int, typer.Option("--sequence-parallel", min=1, help="Learners that share one video's tokens, where there are as many.")
+    ] = 1,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="JSON, rewritten after every number.")] = Path(
         "bench_scale.json"
     ),
@@ -110,6 +116,8 @@ def bench_scale(
         steps=steps,
         compiled=compiled,
         fsdp=fsdp,
+        sequence_parallel=sequence_parallel,
+        overrides=overrides or (),
         costs=costs,
         out=out,
     )

@@ -76,6 +76,7 @@ def switches(config: Config) -> list[Advice]:
             )
         elif speed.checkpoint is not None and speed.checkpoint not in ("auto", 1.0):
             found.append(Advice("speed.checkpoint=1.0", now - sizes[1] / 2**30, "recompute every block"))
+        found += _shared_tokens(config, now)
         found += _smaller_video(config, now)
         found += _weights(config)
     found += _decoder(config)
@@ -83,7 +84,7 @@ def switches(config: Config) -> list[Advice]:
 
 
 def activations(config: Config) -> tuple[float, float, int] | None:
-    """Bytes of all blocks' activations in an update, of the same with every block checkpointed, and the number of blocks."""
+    """Bytes of all blocks' activations in an update of one process, of the same with every block checkpointed, and the number of blocks."""
     from world_r1.policies.architectures import architecture
 
     try:
@@ -95,7 +96,7 @@ def activations(config: Config) -> tuple[float, float, int] | None:
     forward = int(model.get("ffn_dim", 4 * width))
     rows = config.optimizer.micro_batch * (2 if config.model.guidance_scale > 1 else 1)
     per_token = sum(a * b for a, b in zip(KEPT["fp32" if config.model.dtype == "fp32" else "bf16"], (width, forward), strict=True))
-    tokens = rows * token_count(config)
+    tokens = rows * token_count(config) / config.speed.sequence_parallel
     item = 4 if config.model.dtype == "fp32" else 2
     return tokens * per_token * blocks, tokens * (item * width * blocks + per_token), blocks
 
@@ -119,6 +120,16 @@ def _used(config: Config, whole: float, checkpointed: float, blocks: int) -> flo
         share = 1.0 if config.model.gradient_checkpointing else 0.0
     part = 1.0 if share == "auto" else float(share)
     return (part * checkpointed + (1 - part) * whole) / 2**30
+
+
+def _shared_tokens(config: Config, now: float) -> list[Advice]:
+    from world_r1.policies.architectures import architecture
+
+    found, cluster, speed = architecture(config.model.path), config.cluster, config.speed
+    count = math.gcd(cluster.learners, found.transformer["num_attention_heads"])
+    if count == 1 or found.family != "wan" or speed.sequence_parallel > 1 or speed.fsdp or cluster.mode != "colocated":
+        return []
+    return [Advice(f"speed.sequence_parallel={count}", now * (1 - 1 / count), "learners share each video's tokens")]
 
 
 def _smaller_video(config: Config, now: float) -> list[Advice]:

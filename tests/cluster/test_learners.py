@@ -151,6 +151,25 @@ def test_learners_that_share_tokens(
 
 
 @pytest.mark.slow
+def test_learners_that_share_tokens_stay_in_step(config: Make, tmp_path: Path) -> None:
+    """A rollout one step ahead of an update, one that is left behind, and an evaluation after it."""
+    changes: dict[str, Any] = {"cluster": {"learners": 2, "max_staleness": 1, "sample_batch": 3}, "speed": {"sequence_parallel": 2}}
+    settings = config(flow=ONE, **changes)
+    stream = PromptStream.of(settings)
+    with Cluster(settings) as cluster:
+        scored = cluster.rollout(0, stream.at(0))
+        for step in (1, 2):
+            ahead = cluster.async_rollout(step, stream.at(step))
+            names = [name for group in scored.groups for name in group.rollouts]
+            assert cluster.update(scored, {name: (-1.0) ** i for i, name in enumerate(names)})["grad_norm"] > 0
+            scored = cluster.wait(ahead)
+        assert scored.version == 1
+        cluster.async_rollout(3, stream.at(3)).abandon()
+        assert cluster.save(tmp_path, 3).is_dir()
+        assert cluster.evaluate(tmp_path / "eval", "base", lambda *_: None)
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_scaling_learns_with_every_number(tmp_path: Path) -> None:
     costs = ROOT / "world_r1/assets/costs.json"
     found = bench_scale.run(WAN, [1, 2], quick=True, costs=costs, out=tmp_path / "scale.json")
@@ -165,6 +184,19 @@ def test_the_benchmark_of_scaling_learns_with_every_number(tmp_path: Path) -> No
         bench_scale.run(WAN, [2, 3], quick=True)
     with pytest.raises(ValueError, match=r"cluster.learners of 2 or more"):
         bench_scale.run(WAN, [1, 2], quick=True, fsdp=True)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_scaling_shares_tokens(tmp_path: Path) -> None:
+    """One group for two learners that share its videos; overrides come last."""
+    changes = ("video.height=48", "flow.steps=3", "flow.window.size=1")
+    found = bench_scale.run(WAN, [1, 2], quick=True, sequence_parallel=2, overrides=changes)
+    one, two = found["rows"]
+    assert (found["videos a step"], found["video"]) == (2, [9, 48, 96])
+    assert [row["sequence parallel"] for row in (one, two)] == [1, 2]
+    assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3), (one, two)
+    with pytest.raises(ValueError, match="--sequence-parallel"):
+        bench_scale.run(WAN, [1, 2], quick=True, sequence_parallel=2, costs=tmp_path / "costs.json")
 
 
 def test_a_learner_that_dies_ends_the_run_and_says_so(two: tuple[Config, Cluster], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from world_r1 import memory
 from world_r1.config import ConfigError, parse
 from world_r1.parallel import Processes
 from world_r1.policies import sequence, speed
@@ -37,11 +38,19 @@ def pipeline(folder: Path) -> Path:
     return path
 
 
-def configured(path: str, shared: int, switches: dict[str, Any] | None = None, lora: bool = True, **sections: Any) -> Any:
+def configured(
+    path: str,
+    shared: int,
+    switches: dict[str, Any] | None = None,
+    lora: bool = True,
+    model: dict[str, Any] | None = None,
+    **sections: Any,
+) -> Any:
+    adapter = {"rank": 2, "alpha": 4.0} if lora else None
     return parse(
         {
             "seed": 7,
-            "model": {"path": path, "device": "cpu", "lora": {"rank": 2, "alpha": 4.0} if lora else None, "guidance_scale": 2.0},
+            "model": {"path": path, "device": "cpu", "lora": adapter, "guidance_scale": 2.0, **(model or {})},
             "video": VIDEO,
             "flow": {"steps": 3, "window": {"size": 2}},
             "algorithm": {"kl": {"beta": 0.1}},
@@ -59,15 +68,16 @@ def policy_of(config: Any, band: Any = None) -> Any:
     policy: Any = load_policy(config)
     with torch.no_grad():
         for i, parameter in enumerate(policy.named_parameters().values()):
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
+            drawn = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+            parameter.add_(0.05 * drawn.to(parameter.device))
     if band is not None:
         policy.share_tokens(band)
     return policy
 
 
-def seen(policy: Any, sparse: bool) -> tuple[torch.Tensor, Any, torch.Tensor, dict[str, torch.Tensor]]:
-    """Velocity of the reference, plans, velocity under them, and the gradients of a loss that is made of it."""
-    x = torch.randn(2, *policy.latent_shape(policy.config.video), generator=torch.Generator().manual_seed(1))
+def seen(policy: Any, sparse: bool, given: Any = None) -> tuple[torch.Tensor, Any, torch.Tensor, dict[str, torch.Tensor]]:
+    """Velocity of the reference, plans, velocity under them or under the `given` ones, and the gradients of a loss that is made of it."""
+    x = torch.randn(2, *policy.latent_shape(policy.config.video), generator=torch.Generator().manual_seed(1)).to(policy.device)
     condition = policy.encode(["A red box.", "A cone."])
     plans: Any = [[None, None]]
     with torch.no_grad(), policy.reference():
@@ -75,28 +85,34 @@ def seen(policy: Any, sparse: bool) -> tuple[torch.Tensor, Any, torch.Tensor, di
     if sparse:
         with torch.no_grad(), policy.recording() as plans:
             policy.velocity(x, 0.5, condition)
-    with policy.replaying(plans[0]):
+    with policy.replaying(given or plans[0]):
         out = policy.velocity(x, 0.5, condition)
-        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).square().mean().backward()
+        (out * torch.linspace(-1, 1, out.numel(), device=out.device).view_as(out)).square().mean().backward()
     gradients = {name: p.grad for name, p in policy.named_parameters().items() if p.grad is not None}
     return base, plans[0], out.detach(), gradients
 
 
-def compare(team: Any, band: Any, path: str, switches: dict[str, Any], lora: bool) -> None:
-    plain = policy_of(configured(path, 1, {**switches, "compile": False}, lora))
-    shared = policy_of(configured(path, team.size, switches, lora), band)
+def compare(
+    team: Any, band: Any, path: str, switches: dict[str, Any], lora: bool, model: dict[str, Any] | None = None, close: float = 1e-5
+) -> None:
+    """Velocities to `close`, gradients to ten times that. Plans exactly on a CPU; elsewhere those of one process are given to all."""
+    plain = policy_of(configured(path, 1, {**switches, "compile": False}, lora, model))
+    shared = policy_of(configured(path, team.size, switches, lora, model), band)
     sparse = "attention" in switches
-    expected, found = seen(plain, sparse), seen(shared, sparse)
-    torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found[2], expected[2], atol=1e-5, rtol=1e-5)
+    exact = plain.device.type == "cpu"
+    expected = seen(plain, sparse)
+    found = seen(shared, sparse, None if exact else expected[1])
+    torch.testing.assert_close(found[0], expected[0], atol=close, rtol=close)
+    torch.testing.assert_close(found[2], expected[2], atol=close, rtol=close)
     for one, other in zip(found[1], expected[1], strict=True):  # of all heads, in every process
         assert (one is None) == (other is None) == (not sparse)
-        assert one is None or (one.shape == other.shape and np.array_equal(one.packed, other.packed))
+        assert one is None or (one.shape == other.shape and (not exact or np.array_equal(one.packed, other.packed)))
     assert found[3].keys() == expected[3].keys()
     parts = {name: value.clone() for name, value in found[3].items()}
     team.sum_gradients(shared.named_parameters().values())
     for name, value in expected[3].items():
-        torch.testing.assert_close(found[3][name], value, atol=1e-4 * float(value.abs().max()) + 1e-9, rtol=1e-4, msg=name)
+        allowed = 10 * close * float(value.abs().max()) + 1e-9
+        torch.testing.assert_close(found[3][name], value, atol=allowed, rtol=10 * close, msg=name)
     moved = [name for name, value in expected[3].items() if not torch.allclose(parts[name], value, rtol=1e-2, atol=0)]
     assert len(moved) > 0.5 * len(parts)  # one process alone has a part only
 
@@ -253,3 +269,20 @@ def test_a_number_of_checkpointed_blocks_is_agreed_on() -> None:
     for block in blocks:
         x = chosen(block, x)
     assert chosen.checkpointed == 2
+
+
+def test_a_full_memory_names_the_switch() -> None:
+    """Wan2.1-14B at 720p on two learners: half of the activations."""
+    tree: dict[str, Any] = {
+        "model": {"path": "Wan-AI/Wan2.1-T2V-14B-Diffusers", "dtype": "bf16"},
+        "video": {"frames": 81, "height": 720, "width": 1280},
+        "cluster": {"learners": 2},
+    }
+    alone, shared = parse(tree), parse({**tree, "speed": {"sequence_parallel": 2}})
+    switches = {item.switch: item.saves for item in memory.switches(alone)}
+    whole, half = memory.activations(alone), memory.activations(shared)
+    assert whole is not None
+    assert half is not None
+    assert half[0] == pytest.approx(whole[0] / 2)
+    assert switches["speed.sequence_parallel=2"] == pytest.approx(half[0] / 2**30)
+    assert not any("sequence_parallel" in item.switch for item in memory.switches(shared))
