@@ -53,6 +53,7 @@ path on the embedded model in float32 (tests/unit/test_speed.py): the same rollo
 | `latents: bf16` | stored latents in half the bytes; sampling goes on from the rounded ones, so ratios stay exact | rounds the noise |
 | `attention: {kind: pyramid}` | block-sparse self-attention everywhere; plans of trained steps are replayed | the policy |
 | `flow.window`, `flow.steps` | few trained steps, few denoising steps | the policy, its exploration |
+| `sequence_parallel: N` | N learners share one video's tokens, and its heads within self-attention | rounding |
 
 A block of Wan 1.3B keeps 66 d + 2 f = 119 KB of activations a token in bf16 (width d, feed-forward width f, an adapter, no
 checkpointing; measured on a narrow block on a CPU): 235 GB for one guided video of 81x480x832, so that most blocks are
@@ -74,8 +75,19 @@ divide evenly, a learner with a micro-batch less runs one for nothing, rollouts 
 velocities and gradients are those of a whole base to rounding, and the whole loop runs with evaluation. It is meant for 14B on two GPUs
 (28.6 GB of weights, half of them on each).
 
-On a GPU two learners that share it (gloo) end with the weights of one (`tests/gpu/test_learners_gpu.py`, H200); NCCL and FSDP2 have
-not run on GPUs yet.
+`speed.sequence_parallel: N` lets N colocated learners run one video together (Ulysses; Wan only): between the blocks each has an Nth of
+the tokens, within self-attention an Nth of the heads, so that activations and time of a forward are divided and not the number of videos
+alone. It divides `cluster.learners` and the heads of the model (40 of 14B, 12 of 1.3B); with more learners than N, bands of N take turns
+as single learners do. The first of a band answers for it: it samples, decodes and keeps the plans of all heads, so that a run resumes with
+another N. Any count of tokens is possible, blocks are checkpointed and compiled as ever (`checkpoint: auto` is agreed on); FSDP2 at the
+same time is refused. On a CPU velocities and gradients, of adapters and of whole models, dense and sparse, are those of one process, and
+the loop learns with it (tests/unit/test_sequence.py, tests/cluster/test_learners.py). For 720p of 14B on one GPU against two:
+
+    world-r1 bench scale -m Wan-AI/Wan2.1-T2V-14B-Diffusers --learners 1,2 --sequence-parallel 2 --frames 81 --steps 1 \\
+        video.height=720 video.width=1280 model.guidance_scale=1.0 flow.steps=2 flow.window.size=1 flow.window.position=first
+
+On a GPU two learners that share it (gloo) end with the weights of one (`tests/gpu/test_learners_gpu.py`, H200); NCCL, FSDP2 and shared
+tokens (`tests/gpu/test_sequence_gpu.py`) have not run on GPUs yet.
 
 ## The decoder
 
@@ -95,8 +107,8 @@ policy waited 0 s of 44, over five steps, one of them after a scheduled checkpoi
 busy 97 % of the time (bar 92). With all groups in two forwards (`sample_batch: 48` of 96, one H200, a reward that sleeps half as
 long again as sampling takes) the loop waited .6 s of 1.8 s a step.
 
-Not built: sequence parallelism, FSDP2 of a base that is trained itself or has two experts, spatial tiles in the decoder (chunks bound
-the memory).
+Not built: FSDP2 of a base that is trained itself or has two experts, FSDP2 together with shared tokens, spatial tiles in the decoder
+(chunks bound the memory).
 """
 
 NOTHING = "Not measured yet: no GPU has run the benchmark at this commit, so the cells are empty."
