@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -56,24 +57,39 @@ def initial_noise(
     whose tokens hold several may need them): they are white, and the warp begins after them. ValueError if shape, frames and intrinsics
     do not fit.
     """
+    return initial_noises(trajectory, shape, noise, [key], device=device, ahead=ahead)[0]
+
+
+def initial_noises(
+    trajectory: Trajectory | None,
+    shape: tuple[int, int, int, int],
+    noise: NoiseConfig,
+    keys: Sequence[tuple[int | str, ...]],
+    *,
+    device: torch.device | str = "cpu",
+    ahead: int = 0,
+) -> torch.Tensor:
+    """`initial_noise` of several samples of one trajectory, float32 [len(keys), C, t, h, w] on the CPU: few kernels for all."""
     channels, *grid = shape
     if ahead:
-        video = initial_noise(trajectory, (channels, grid[0] - ahead, grid[1], grid[2]), noise, *key, device=device)
-        return torch.cat([torch.randn(channels, ahead, *grid[1:], generator=rng.generator(*key, "x_T", "ahead")), video], dim=1)
+        video = initial_noises(trajectory, (channels, grid[0] - ahead, grid[1], grid[2]), noise, keys, device=device)
+        before = [torch.randn(channels, ahead, *grid[1:], generator=rng.generator(*key, "x_T", "ahead")) for key in keys]
+        return torch.cat([torch.stack(before), video], dim=2)
     if len(shape) != 4 or min(shape) < 1:
         raise ValueError(f"latent noise has shape (C, t, h, w), all positive, got {shape}")
-    seeds = torch.randint(-(2**63), 2**63 - 1, (5,), dtype=torch.int64, generator=rng.generator(*key, "x_T")).tolist()
+    drawn = [torch.randint(-(2**63), 2**63 - 1, (5,), dtype=torch.int64, generator=rng.generator(*key, "x_T")) for key in keys]
+    seeds = torch.stack(drawn, 1)  # [5, samples]
     size = math.prod(grid)
-    white = lambda seed: _normals(seed, size * channels, device).view(size, channels).float()  # noqa: E731
+    white = lambda which: _normals(seeds[which], size, channels, device).float()  # noqa: E731
     if trajectory is None or not noise.warp:
-        x = white(seeds[4])
+        x = white(4)
     else:
-        x = _warp_one(noise_map(trajectory, (grid[0], grid[1], grid[2]), noise.fine, device=device), channels, seeds)
+        x = _warped(noise_map(trajectory, (grid[0], grid[1], grid[2]), noise.fine, device=device), channels, seeds)
         if noise.degradation > 0:
-            x = _mix(x, white(seeds[3]), noise.degradation)
+            x = _mix(x, white(3), noise.degradation)
         if noise.strength < 1:
-            x = _mix(white(seeds[4]), x, noise.strength)
-    return x.T.reshape(channels, *grid).contiguous().cpu()
+            x = _mix(white(4), x, noise.strength)
+    return x.view(size, len(keys), channels).permute(1, 2, 0).reshape(len(keys), channels, *grid).contiguous().cpu()
 
 
 def _mix(first: torch.Tensor, second: torch.Tensor, share: float) -> torch.Tensor:
@@ -81,25 +97,25 @@ def _mix(first: torch.Tensor, second: torch.Tensor, share: float) -> torch.Tenso
     return ((1 - share) * first + share * second) / math.hypot(1 - share, share)
 
 
-def _warp_one(where: NoiseMap, channels: int, seeds: list[int]) -> torch.Tensor:
-    """Warped noise [t h w, C] from seeds (cells, own cells, straddling pairs)."""
+def _warped(where: NoiseMap, channels: int, seeds: torch.Tensor) -> torch.Tensor:
+    """Warped noise [t h w, S C] from seeds [3 or more, S]: of cells, own cells and straddling pairs. Samples lie beside each other as
+    channels do."""
     device, fine = where.ids.device, where.fine
     blocks = where.own.numel()
-    cells = _normals(seeds[0], max(where.cells, 1) * channels, device).view(-1, channels).float()
+    cells = _normals(seeds[0], max(where.cells, 1), channels, device).float()
     bags = where.ids.clamp(min=0).view(blocks, fine * fine)
     x = F.embedding_bag(bags, cells, per_sample_weights=where.weight.view(bags.shape), mode="sum")
-    if bool(where.own.any()):
-        fresh = _normals(seeds[1], blocks * channels, device).view(blocks, channels)
-        x += where.own.view(-1, 1).sqrt() * fresh.float()
+    if where.owns:
+        x += where.own.view(-1, 1).sqrt() * _normals(seeds[1], blocks, channels, device).float()
     if len(where.pair_block):
-        g = _normals(seeds[2], len(where.pair_block) * channels, device).view(-1, channels)
+        g = _normals(seeds[2], len(where.pair_block), channels, device)
         sums = where.pair_count[:, None].double().sqrt() * g
         # float64 sums: the order of atomic additions on a GPU then vanishes in the rounding to float32
-        totals = torch.zeros(len(where.cell_count), channels, dtype=torch.float64, device=device).index_add_(
+        totals = torch.zeros(len(where.cell_count), sums.shape[1], dtype=torch.float64, device=device).index_add_(
             0, where.pair_cell, sums
         )
         share = where.pair_count.double() / where.cell_count[where.pair_cell]
-        residual = torch.zeros(blocks, channels, dtype=torch.float64, device=device)
+        residual = torch.zeros(blocks, sums.shape[1], dtype=torch.float64, device=device)
         residual.index_add_(0, where.pair_block, sums - share[:, None] * totals[where.pair_cell])
         x += residual.float()
     return x / fine
@@ -134,17 +150,22 @@ def warp(ids: torch.Tensor, cells: int, channels: int, grid: tuple[int, int, int
     return torch.stack(out, 1).view(batch, t, height, width, channels).permute(0, 4, 1, 2, 3).contiguous()
 
 
-def _normals(seed: int, count: int, device: torch.device | str) -> torch.Tensor:
-    """float64 [count] standard normals; number i is a function of (seed, i). SplitMix64 bits, Box-Muller transform."""
+def _normals(seeds: torch.Tensor, rows: int, channels: int, device: torch.device | str) -> torch.Tensor:
+    """float64 [rows, S C] standard normals for seeds int64 [S]; number (row, channel) of a seed is a function of it and the place alone.
+
+    SplitMix64 bits, Box-Muller transform.
+    """
+    count = rows * channels
     bits = torch.arange((count + 1) // 2, dtype=torch.int64, device=device)
-    bits = bits.mul_(-7046029254386353131).add_(seed)  # 0x9E3779B97F4A7C15
+    bits = bits.mul_(-7046029254386353131) + seeds.to(device)[:, None]  # 0x9E3779B97F4A7C15
     bits.bitwise_xor_((bits >> 30) & 0x3FFFFFFFF).mul_(-4658895280553007687)  # 0xBF58476D1CE4E5B9
     bits.bitwise_xor_((bits >> 27) & 0x1FFFFFFFFF).mul_(-7723592293110705685)  # 0x94D049BB133111EB
     bits.bitwise_xor_((bits >> 31) & 0x1FFFFFFFF)
     uniform = ((bits >> 32) & 0xFFFFFFFF).double().add_(0.5).mul_(2.0**-32)
     angle = (bits & 0xFFFFFFFF).double().mul_(2.0 * math.pi * 2.0**-32)
     radius = uniform.log_().mul_(-2.0).sqrt_()
-    return torch.stack([radius * angle.cos(), radius * angle.sin()], -1).flatten()[:count]
+    numbers = torch.stack([radius * angle.cos(), radius * angle.sin()], -1).flatten(1)[:, :count]
+    return numbers.view(len(seeds), rows, channels).transpose(0, 1).reshape(rows, len(seeds) * channels)
 
 
 # ---- the map

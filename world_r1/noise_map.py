@@ -52,6 +52,8 @@ class NoiseMap:
     pair_cell: torch.Tensor
     pair_count: torch.Tensor
     cell_count: torch.Tensor
+    #: Whether any pixel has a cell of its own.
+    owns: bool
 
     @property
     def nbytes(self) -> int:
@@ -249,4 +251,5 @@ def _structure(ids: torch.Tensor, cells: int, anchor: int, grid: tuple[int, int,
     chosen = straddles[slot]
     pair, pair_count = torch.unique(slot[chosen] * (t * blocks) + block[chosen], return_counts=True)
     cell, pair_cell = torch.unique_consecutive(pair // (t * blocks), return_inverse=True)
-    return NoiseMap(grid, fine, ids, cells, anchor, weight, own, pair % (t * blocks), pair_cell, pair_count, count[cell])
+    owns = bool(own.any())
+    return NoiseMap(grid, fine, ids, cells, anchor, weight, own, pair % (t * blocks), pair_cell, pair_count, count[cell], owns)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -125,15 +126,17 @@ def _keeps_plans(config: Config) -> bool:
     return attention.kind != "dense" and attention.replay and samples_stochastically(config)
 
 
-def initial_noise(policy: Policy, config: Config, trajectory: Trajectory | None, seed: Seed) -> torch.Tensor:
-    """[C, t, h, w] x_T of one sample; the whole group's with `noise.shared_in_group`."""
-    key = seed[:3] if config.noise.shared_in_group else seed
+def initial_noise(policy: Policy, config: Config, trajectory: Trajectory | None, seeds: Sequence[Seed]) -> torch.Tensor:
+    """[B, C, t, h, w] x_T of samples of one trajectory; the whole group's is one with `noise.shared_in_group`."""
+    keys = [seed[:3] if config.noise.shared_in_group else seed for seed in seeds]
     shape, ahead = policy.latent_shape(config.video), frames_ahead(policy, config.video)
-    return noise.initial_noise(trajectory, shape, config.noise, *key, device=policy.device, ahead=ahead)
+    return noise.initial_noises(trajectory, shape, config.noise, keys, device=policy.device, ahead=ahead)
 
 
 def _denoise(policy: Policy, config: Config, videos: Sequence[tuple[_Asked, Seed]]) -> flow.Trace:
-    x = torch.stack([initial_noise(policy, config, one.trajectory, seed) for one, seed in videos]).to(policy.device)
+    runs = [list(same) for _, same in groupby(videos, key=lambda video: id(video[0]))]
+    drawn = [initial_noise(policy, config, same[0][0].trajectory, [seed for _, seed in same]) for same in runs]
+    x = torch.cat(drawn).to(policy.device)
     condition = torch.cat([one.condition for one, _ in videos])
     window = torch.stack([one.window for one, _ in videos])
     seeds = [seed for _, seed in videos]

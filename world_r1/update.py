@@ -187,6 +187,7 @@ def stack(policy: Policy, config: Config, rollouts: Sequence[Rollout], advantage
     def tensor(name: str) -> torch.Tensor:
         return latents(np.stack([getattr(rollout, name) for rollout in rollouts])).to(policy.device)
 
+    paths = {text: trajectory_for(text, config.video, config.camera) for text in {rollout.prompt.text for rollout in rollouts}}
     return algorithms.Batch(
         steps=tensor("steps"),
         latents=tensor("latents"),
@@ -198,7 +199,7 @@ def stack(policy: Policy, config: Config, rollouts: Sequence[Rollout], advantage
         seeds=tuple(rollout.seed for rollout in rollouts),
         plans=tuple(rollout.plans for rollout in rollouts),
         ahead=frames_ahead(policy, config.video),
-        trajectories=tuple(trajectory_for(rollout.prompt.text, config.video, config.camera) for rollout in rollouts),
+        trajectories=tuple(paths[rollout.prompt.text] for rollout in rollouts),
     )
 
 

@@ -263,14 +263,27 @@ def test_channels_do_not_depend_on_each_other_or_on_the_cache() -> None:
 
 
 def test_the_counter_based_generator() -> None:
-    x = noise._normals(123, 200_001, "cpu")
-    assert torch.equal(noise._normals(123, 1001, "cpu"), x[:1001])
+    drawn = lambda seed, count: noise._normals(torch.tensor([seed]), count, 1, "cpu")[:, 0]  # noqa: E731
+    x = drawn(123, 200_001)
+    assert torch.equal(drawn(123, 1001), x[:1001])
     assert kolmogorov(x[:100_000].numpy()) < 1.95
     for lag in (1, 2, 3, 64):
         assert abs((x[lag:] * x[:-lag]).mean()) < 4.5 / math.sqrt(len(x))
     for seed in (124, -5, 2**62):
-        assert abs((noise._normals(seed, len(x), "cpu") * x).mean()) < 4.5 / math.sqrt(len(x))
+        assert abs((drawn(seed, len(x)) * x).mean()) < 4.5 / math.sqrt(len(x))
     assert torch.isfinite(x).all()
+
+
+@pytest.mark.parametrize("text", ["push in", "orbit left", None])
+@pytest.mark.parametrize(("strength", "ahead"), [(1.0, 0), (0.7, 1)])
+def test_samples_drawn_together_are_those_drawn_alone(text: str | None, strength: float, ahead: int) -> None:
+    path = trajectory(text) if text else None
+    settings, keys = NoiseConfig(strength=strength, fine=4), [(0, 1, 2), (0, "b"), (2**40,)]
+    shape = (3, GRID[0] + ahead, *GRID[1:])
+    together = noise.initial_noises(path, shape, settings, keys, ahead=ahead)
+    alone = [noise.initial_noise(path, shape, settings, *key, ahead=ahead) for key in keys]
+    assert torch.equal(together, torch.stack(alone))
+    assert not torch.equal(together[0], together[1])
 
 
 # ---- the batched core

@@ -88,7 +88,8 @@ class Cluster:
         #: The first learner, which saves, publishes and leads evaluations, and all of them.
         self.learner: Any = None
         self.learners: Learners | None = None
-        self.threads = ThreadPoolExecutor(1, thread_name_prefix="rollout")
+        #: Two: the groups of one step go to the judges while the last verdicts of the step before are waited for.
+        self.threads = ThreadPoolExecutor(2, thread_name_prefix="rollout")
         self.started: list[Pending] = []
         #: The samplers' answers to the last `publish`.
         self.loads: list[ray.ObjectRef] = []
@@ -317,6 +318,8 @@ class Cluster:
             learners = self.learners.actors if self.learners is not None else []
             for actor in {id(a): a for a in [*learners, *self.samplers]}.values():
                 ray.kill(actor)
+        if self.learners is not None:
+            self.learners.close()
         self.threads.shutdown(wait=True, cancel_futures=True)
         if self.owned and ray.is_initialized():
             ray.shutdown()

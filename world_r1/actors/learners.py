@@ -44,6 +44,8 @@ class Learners:
         self.get, self.tick = get, tick
         self.actors = [ray.remote(kind).options(**options).remote(config, rank, count) for rank in range(count)]
         self.band = config.speed.sequence_parallel
+        #: Of the store in which several learners on one machine meet; "" without.
+        self.folder = ""
 
     @property
     def names(self) -> dict[str, Any]:
@@ -93,14 +95,17 @@ class Learners:
             return
         hosts = self.all("finding the learners", "where")
         if len(set(hosts)) == 1:
-            folder = tempfile.mkdtemp(prefix="world-r1-learners-")
-            try:
-                self.all("connecting the learners", "join", {"file": str(Path(folder) / "store")})
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+            # It stays as long as the learners do: NCCL meets in the store at the first call of each of its groups.
+            self.folder = tempfile.mkdtemp(prefix="world-r1-learners-")
+            self.all("connecting the learners", "join", {"file": str(Path(self.folder) / "store")})
         else:
             host, port = self.get("connecting the learners", self.actors[0].listen.remote())
             self.all("connecting the learners", "join", {"host": host, "port": port})
+
+    def close(self) -> None:
+        """Remove what `join` has left, once the learners have ended."""
+        if self.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def all(self, what: str, method: str, *arguments: Any) -> list[Any]:
         """Call `method` of every learner, and wait for all; the results in the order of ranks.

@@ -58,6 +58,7 @@ class DiffusersPolicy(ABC):
         self.experts: dict[str, Any] = {part: self._trained(model, part) for part in self.parts()}
         self.transformer: Any = self.experts["transformer"]
         self._adapted = any(True for _ in self._adapter_parameters())
+        self._named: dict[str, nn.Parameter] | None = None
         self._in_reference = False
         #: Whether the base is spread over several processes, which must all run the transformer equally often.
         self.sharded = False
@@ -162,7 +163,9 @@ class DiffusersPolicy(ABC):
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """The trained parameters by stable name, float32; those of a second expert begin with its name."""
-        return dict(self._adapter_parameters() if self._adapted else self._all_parameters())
+        if self._named is None:  # walking through a large model takes milliseconds, and some callers ask for it in every pass
+            self._named = dict(self._adapter_parameters() if self._adapted else self._all_parameters())
+        return dict(self._named)
 
     def state(self) -> dict[str, np.ndarray]:
         """Copies of the trained parameters as float32 numpy arrays."""

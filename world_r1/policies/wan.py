@@ -70,7 +70,8 @@ class WanPolicy(DiffusersPolicy):
         """[B, C, t, h, w] normalised latents -> [B, T, H, W, 3] uint8; on a GPU as many at a time as `wan_vae.LARGE` allows."""
         one = wan_vae.decode_bytes(self.vae, latents[:1])
         together = 1 if self.device.type == "cpu" else max(1, wan_vae.LARGE // one)
-        return np.concatenate([self._decode_some(z) for z in latents.split(together)])
+        videos = [self._decode_some(z) for z in latents.split(together)]
+        return videos[0] if len(videos) == 1 else np.concatenate(videos)
 
     def _decode_some(self, z: torch.Tensor) -> np.ndarray:
         z = wan_vae.denormalise(self.vae, z.float().to(self.device)).to(self.vae.dtype)
@@ -80,7 +81,9 @@ class WanPolicy(DiffusersPolicy):
         else:
             video = wan_vae.decode_chunked(self.vae, z, self.config.speed.vae_chunk)
         pixels = video.float().permute(0, 2, 3, 4, 1).add(1.0).mul(127.5).round_().clamp_(0, 255)
-        return pixels.to(torch.uint8).contiguous().cpu().numpy()
+        # to pinned memory: a copy into fresh pages takes as long as the convolutions of a small model
+        found = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        return found.copy_(pixels.to(torch.uint8)).numpy()
 
     def _decodes_whole(self, z: torch.Tensor) -> bool:
         largest = wan_vae.decode_bytes(self.vae, z)
