@@ -118,7 +118,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def copy_weights(source: Path, target: Path) -> None:
     """Install a trained folder as the shipped weights (no training state, no sheets), with their card and checksums."""
-    for part in ("vae", "transformer", "text_encoder", "tokenizer", "scheduler", "critic", "evaluator", "realism"):
+    for part in ("vae", "transformer", "text_encoder", "tokenizer", "scheduler", "critic", "evaluator"):
         if (source / part).is_dir():
             shutil.rmtree(target / part, ignore_errors=True)
             shutil.copytree(source / part, target / part)
