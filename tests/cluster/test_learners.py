@@ -94,6 +94,10 @@ def test_learners_apart_from_samplers(config: Make, alone: tuple[Path, dict[int,
     settings = config(steps=2, save_every=1, keep=9, flow=ONE, cluster={"learners": 2, "mode": "disaggregated", "samplers": 1})
     with Cluster(settings) as cluster:
         rows = take(settings, cluster, tmp_path)
+        assert cluster.learners is not None
+        store = Path(cluster.learners.folder) / "store"
+        assert store.is_file()  # NCCL still meets there when a group of it is first used
+    assert not store.exists()
     assert rows == {step: alone[1][step] for step in (1, 2)}
     assert same(tensors(tmp_path, 2), tensors(alone[0], 2))
 
