@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from world_r1_kernels.pyramid_attention import triton as kernels
@@ -253,8 +251,6 @@ def attend(
         descriptors += rest_descriptors(pyramid, listed, pooled_tile, plan.has_rest)
     else:
         descriptors = [k, v, *pooled, listed.seen, pyramid.variance]
-    if s.specialise:
-        triton.set_allocator(scratch_for(q, s.rows))
     part = (out, lse)  # not used by a single launch
     if phases != (0,):  # 16-bit like the output: a second rounding, which costs less than writing and reading 32 bits
         part = (torch.empty(*lse.shape, g.width, dtype=q.dtype, device=q.device), torch.empty_like(lse))
@@ -265,34 +261,9 @@ def attend(
             plan.levels, listed.blocks, listed.counts, listed.seen, plan.levels if plan.lengths is None else plan.lengths, out, lse,
             *part, g.seen_width, scale, g.heads, g.group, g.n_q, g.n_k, g.nq, g.nk, g.rows, *g.bases,
             D=g.width, BK=g.block, BM=rows, TN=tile, TP=pooled_tile, REST=g.rest, PYRAMID=g.pyramid, **parts(plan, g),
-            VARLEN=plan.lengths is not None, BNHD=g.bnhd, TMA=s.tma, STAGES=s.stages, SPECIALISE=s.specialise and phase != 2,
-            PHASE=phase, LATE=s.late, num_warps=s.pooled_warps if phase == 2 else s.warps,
+            VARLEN=plan.lengths is not None, BNHD=g.bnhd, TMA=s.tma, STAGES=s.stages, PHASE=phase, LATE=s.late,
+            num_warps=s.pooled_warps if phase == 2 else s.warps,
         )  # fmt: skip
-
-
-def scratch_for(q: torch.Tensor, rows: int) -> Callable[[int, int, int | None], torch.Tensor]:
-    """What gives a kernel the memory for the descriptors of `q` that it makes itself: the same memory whenever they are the same.
-
-    A warp-specialised kernel may load through a descriptor before the unit that does it has noticed that it was rewritten (Triton 3.6
-    orders the two for one of its warp groups only): where the memory had described another tensor before, rows of that one came, now
-    and then, when kernels of several processes took turns. Memory that never describes anything else cannot be stale.
-    """
-
-    def allocate(size: int, alignment: int, stream: int | None) -> torch.Tensor:
-        key = (q.device.index, q.data_ptr(), q.shape, q.dtype, rows, size)
-        if key not in _kept:
-            if len(_kept) >= KEPT and not torch.cuda.is_current_stream_capturing():
-                torch.cuda.synchronize(q.device)
-                _kept.clear()
-            _kept[key] = torch.empty(size, dtype=torch.int8, device=q.device)
-        return _kept[key]
-
-    return allocate
-
-
-#: Descriptors' memory by what they describe, and how many are kept: a training step has some dozens, of 128 bytes a program each.
-_kept: dict[tuple[object, ...], torch.Tensor] = {}
-KEPT = 1024
 
 
 def parts(plan: Plan, g: Geometry) -> dict[str, bool]:

@@ -7,7 +7,7 @@ of rows, with log2 of the group's count and the trace of its covariance beside i
 
 The forward of a query block has four parts: the full blocks, where the work is, without bias or mask; its rest tokens (contiguous, masked
 by the plan); blocks at levels 2, 4, 8 (gathered in tiles of half a block); the short last block or the causal diagonal (one masked step).
-The full blocks may run as their own kernel (`split`), whose only loop can then be warp specialised.
+The full blocks may run as their own kernel (`split`), whose registers then hold nothing else.
 """
 
 from __future__ import annotations
@@ -93,12 +93,12 @@ def edge_tile(K, V, first, last, m_of, k_row, k_col, k_ld, D: tl.constexpr, TN: 
 @triton.jit
 def _full_blocks(
     q, m, norm, acc, k_desc, v_desc, K, V, blocks, number, step, k_row, k_col, k_ld,
-    D: tl.constexpr, BK: tl.constexpr, TN: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, SPECIALISE: tl.constexpr,
+    D: tl.constexpr, BK: tl.constexpr, TN: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The blocks seen token by token: `number` of them, listed at `blocks`."""
     d = tl.arange(0, D)
     SPLIT: tl.constexpr = BK // TN
-    for t in tl.range(0, number * SPLIT, num_stages=STAGES, warp_specialize=SPECIALISE):
+    for t in tl.range(0, number * SPLIT, num_stages=STAGES):
         c = tl.load(blocks + t // SPLIT) * BK + (t % SPLIT) * TN
         if TMA:
             k = k_desc.load([k_row + c, k_col])
@@ -216,7 +216,7 @@ def forward_kernel(
     PART, PART_LSE, width, scale, heads, group, n_q, n_k, nq, nk, rows, base2, base4, base8, base_rest,
     D: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, TN: tl.constexpr, TP: tl.constexpr, REST: tl.constexpr,
     PYRAMID: tl.constexpr, RESTS: tl.constexpr, CORRECT: tl.constexpr, CAUSAL: tl.constexpr,
-    EDGE: tl.constexpr, VARLEN: tl.constexpr, BNHD: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, SPECIALISE: tl.constexpr,
+    EDGE: tl.constexpr, VARLEN: tl.constexpr, BNHD: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr,
     PHASE: tl.constexpr, LATE: tl.constexpr,
 ):  # fmt: skip
     """PHASE 0: everything. 1: the full blocks, into PART and PART_LSE. 2: the other parts, starting from those."""
@@ -234,11 +234,7 @@ def forward_kernel(
     d = tl.arange(0, D)
     row = ((b * heads + h) * nq + i).to(tl.int64)
     n1 = tl.load(COUNT + row * 4)
-    if SPECIALISE:  # the warp specialiser splits this load between its consumers, which it can for a descriptor made here only
-        q_rows = tl.num_programs(2) * n_q * (1 if BNHD else heads)
-        q = tl.make_tensor_descriptor(Q, [q_rows, q_ld], [q_ld, 1], [BM, D]).load([q_row + pid * BM, q_col])
-    else:
-        q = tl.load(Q + (q_row + m_of).to(tl.int64)[:, None] * q_ld + q_col + d[None, :], mask=m_of[:, None] < last_q, other=0.0)
+    q = tl.load(Q + (q_row + m_of).to(tl.int64)[:, None] * q_ld + q_col + d[None, :], mask=m_of[:, None] < last_q, other=0.0)
     stat = (b * heads + h).to(tl.int64) * n_q + m_of
     if PHASE == 2:  # the full blocks' output is a running state like any other, with everything at its log-sum-exp
         m = tl.load(PART_LSE + stat, mask=m_of < n_q, other=-float("inf")) * LOG2E
@@ -282,7 +278,7 @@ def forward_kernel(
         else:
             m, norm, acc = _full_blocks(
                 q, m, norm, acc, k_desc, v_desc, K, V, LIST + row * nk, n1, scale * LOG2E, k_row, k_col, k_ld,
-                D, BK, TN, TMA, STAGES, SPECIALISE,
+                D, BK, TN, TMA, STAGES,
             )  # fmt: skip
     lse = tl.where(norm > 0, (m + tl.math.log2(tl.where(norm > 0, norm, 1.0))) / LOG2E, -float("inf"))
     out = acc / tl.where(norm > 0, norm, 1.0)[:, None]
