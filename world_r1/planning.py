@@ -357,5 +357,7 @@ def notes(config: Config, counted: Work, split: Split, constants: Mapping[str, A
     if config.speed.attention.kind != "dense" and not config.speed.compile:
         said.append("sparse attention was measured on compiled blocks: without speed.compile a step of 1.3B took 1.6 times as long")
     if split.learners > 1:
-        said.append("several learners (cluster.learners) each hold all weights; two made 1.95 times the videos of one, more have not run")
+        said.append(
+            "several learners (cluster.learners) each hold all weights; two made 1.95 times the videos of one, more have not run"
+        )
     return said
