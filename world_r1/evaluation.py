@@ -132,13 +132,13 @@ def earlier_reference(config: Config) -> dict[str, Any] | None:
     return rows
 
 
-def take_reference(config: Config, out_dir: Path) -> None:
-    """Copy what `evaluation.reference_from` names, clips too, into a run; nothing if it names nothing."""
+def take_reference(config: Config, out_dir: Path) -> dict[str, Any] | None:
+    """Copy what `evaluation.reference_from` names, clips too, into a run; returns its rows, None if it names nothing."""
     rows = earlier_reference(config)
-    if rows is None or config.evaluation.reference_from is None:
-        return
-    shutil.copytree(config.evaluation.reference_from, out_dir, dirs_exist_ok=True)
-    write_json(out_dir / "reference.json", rows)
+    if rows is not None and config.evaluation.reference_from is not None:
+        shutil.copytree(config.evaluation.reference_from, out_dir, dirs_exist_ok=True)
+        write_json(out_dir / "reference.json", rows)
+    return rows
 
 
 def evaluate_command(

@@ -93,8 +93,7 @@ class Run:
     def evaluate(self, folder: str, what: str) -> Any:
         """Held-out evaluation into `folder`, unless an earlier part of this run has done it (of what training does not change)."""
         file = self.directory / folder / ("reference.json" if what == "reference" else "eval.json")
-        given = what == "reference" and self.config.evaluation.reference_from is not None
-        if (given or (self.reuse and what != "average")) and file.is_file():
+        if self.reuse and what != "average" and file.is_file():
             return json.loads(file.read_text(encoding="utf-8"))
         named = {
             "base": "evaluating the base model",
@@ -169,8 +168,7 @@ def _phases(run: Run, stream: PromptStream, saved: Path | None, start: int) -> N
     before = run.evaluate("eval_before", "base")
     anchors = None
     if run.config.evaluation.reference:
-        evaluation.take_reference(run.config, run.directory / "reference")
-        anchors = run.evaluate("reference", "reference")
+        anchors = evaluation.take_reference(run.config, run.directory / "reference") or run.evaluate("reference", "reference")
     if saved:
         run.cluster.restore(saved)
         run.record.text(f"resumed from {saved}")

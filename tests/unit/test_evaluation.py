@@ -159,7 +159,10 @@ def test_a_reference_is_taken_over_from_a_run_on_the_same_prompts_only(
         with pytest.raises(ValueError, match=f"reference_from.*{message}.*leave evaluation.reference_from out"):
             evaluation.earlier_reference(asking)
         return
-    evaluation.take_reference(asking, tmp_path / "run" / "reference")
+    rows = evaluation.take_reference(asking, tmp_path / "run" / "reference")
+    assert rows is not None
+    assert evaluation.take_reference(config, tmp_path / "other") is None
+    assert not (tmp_path / "other").exists()
     taken = json.loads((tmp_path / "run" / "reference" / "reference.json").read_text())
     assert [row["prompt"] for row in taken["roundtrip"]] == texts
     assert (tmp_path / "run" / "reference" / "render" / "sheet.png").read_bytes() == b"picture"
