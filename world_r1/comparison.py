@@ -115,6 +115,7 @@ def _gap(triples: list[tuple[Any, Any, Any]], known: Metric, draws: int, seed: i
     means = _resampled(columns, draws, seed)
     if sign * gap <= 0 or np.percentile(sign * means[:, 1], 2.5) <= 0:
         return nothing  # no gap to speak of: a ratio over it would be noise
+    means = means[sign * means[:, 1] > 0]  # of a metric of yes and no, a draw can show no gap at all
     low, high = np.percentile(means[:, 0] / means[:, 1], (2.5, 97.5))
     return {"gap_closed": float(gained / gap), "gap_ci95": [float(low), float(high)]}
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from world_r1_rewards.probes.flow_ba import FlowBA
 from world_r1_rewards.scores.reconstruction import Reconstruction
 
 from world_r1.blockworld import scenes
+from world_r1.camera import trajectory_for
+from world_r1.config import CameraConfig, VideoConfig
 from world_r1.types import Clip, Prompt
 
 
@@ -68,8 +73,40 @@ def test_quick_flow_sees_the_same_appearance(seen: tuple[Clip, dict[str, Any]]) 
         ({"link": (0.1,)}, "link"),
         ({"rigidity": "soft"}, "rigidity"),
         ({"order": (0.9, 0.5)}, "order"),
+        ({"appearance": "soft"}, "appearance"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Reconstruction(**options)
+
+
+def test_relative_appearance_is_what_the_reconstruction_explains(seen: tuple[Clip, dict[str, Any]]) -> None:
+    geometry = seen[1]["geometry"]
+    found = Reconstruction(appearance="relative").score(*seen).parts["appearance"]
+    assert -1 < geometry.still < geometry.correlation - 0.1  # the camera of the clip moves, so pictures as they are agree less
+    assert found == pytest.approx((geometry.correlation - geometry.still) / (1.02 - geometry.still))
+    assert 0.3 < found < Reconstruction().score(*seen).parts["appearance"]
+
+
+def test_smooth_pictures_gain_nothing_by_relative_appearance(seen: tuple[Clip, dict[str, Any]]) -> None:
+    clip = seen[0]
+    blurred = np.stack([cv2.GaussianBlur(frame, (0, 0), 6.0) for frame in clip.video])
+    smooth = replace(clip, video=blurred)
+    found = FlowBA(device="cpu").observe([smooth], [{}])[0]
+    assert isinstance(found, dict)
+    change = {
+        kind: Reconstruction(appearance=kind).score(smooth, found).parts["appearance"]
+        - Reconstruction(appearance=kind).score(*seen).parts["appearance"]
+        for kind in ("absolute", "relative")
+    }
+    assert change["relative"] < change["absolute"] - 0.05
+
+
+def test_a_fixed_camera_is_held_against_the_absolute(seen: tuple[Clip, dict[str, Any]]) -> None:
+    clip, evidence = seen
+    still = trajectory_for("The camera is static. A red box.", VideoConfig(height=96, width=160, frames=len(clip.video)), CameraConfig())
+    asked = replace(clip, trajectory=still)
+    assert Reconstruction(appearance="relative").score(asked, evidence).parts["appearance"] == pytest.approx(
+        Reconstruction().score(asked, evidence).parts["appearance"]
+    )

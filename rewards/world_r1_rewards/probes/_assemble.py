@@ -102,7 +102,7 @@ class Estimate:
     K: np.ndarray  #: [3, 3] pixels of the working size
     depth: np.ndarray  #: [A, h, w] z-depth of the keyframes at the grid points, > 0
     residual: np.ndarray  #: [A, F, h, w, 2] induced minus measured displacement, working pixels
-    scores: Mapping[str, float]  #: correlation, photometric, exposure: see `_render.Agreement`
+    scores: Mapping[str, float]  #: correlation, still, photometric, exposure: see `_render.Agreement`
     pair_correlation: np.ndarray  #: [A, F] correlation by pair
     translation_share: float
     relief: float
@@ -138,8 +138,8 @@ def assemble(clip: Clip, view: View, found: Estimate) -> Geometry:
         straightness=tracks.straightness, detour=tracks.detour, translation_share=found.translation_share,
         relief=found.relief,
         texture=float((tracks.texture > 0.5).mean()),
-        correlation=found.scores["correlation"], photometric=found.scores["photometric"],
-        exposure=found.scores["exposure"],
+        correlation=found.scores["correlation"], still=found.scores["still"],
+        photometric=found.scores["photometric"], exposure=found.scores["exposure"],
         pair_firmness=np.where(blind, np.nan, pair_firmness).astype(np.float32),
         pair_correlation=np.where(blind, np.nan, found.pair_correlation).astype(np.float32),
         points=points, colours=colours, focal_shift=found.focal_shift,

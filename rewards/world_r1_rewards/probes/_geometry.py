@@ -52,8 +52,10 @@ class Geometry:
     relief: float
     #: Share of grid points with texture, 0..1.
     texture: float
-    #: Re-rendered keyframes: mean patch correlation -1..1, and PSNR in dB after gain and bias.
+    #: Re-rendered keyframes: mean patch correlation -1..1, the same without re-rendering (a camera that never moved), and PSNR in dB after
+    #: gain and bias.
     correlation: float
+    still: float
     photometric: float
     #: Keyframes against their re-rendering: difference in brightness and contrast over the standard deviation, >= 0.
     exposure: float

@@ -25,13 +25,14 @@ class Agreement(NamedTuple):
     """How well keyframes are explained by other frames; [B] each, the mean over pairs."""
 
     correlation: torch.Tensor  #: mean ZNCC of textured patches, -1..1
+    still: torch.Tensor  #: the same of the frames as they are: what a camera that never moved would explain
     photometric: torch.Tensor  #: PSNR in dB after the best gain and bias a pair
     exposure: torch.Tensor  #: how far brightness and contrast are apart, in standard deviations of the keyframe; 0 for steady light
     pairs: torch.Tensor  #: [B, A, T] correlation by pair
 
     def numbers(self) -> dict[str, float]:
         """The means of one clip (an agreement without its batch dimension)."""
-        return {name: float(getattr(self, name)) for name in ("correlation", "photometric", "exposure")}
+        return {name: float(getattr(self, name)) for name in ("correlation", "still", "photometric", "exposure")}
 
 
 def agreement(frames: torch.Tensor, problem: Problem, p: Projection, used: torch.Tensor) -> Agreement:
@@ -76,8 +77,9 @@ def compare(
     pairs = used.reshape(-1).to(frames.dtype)
     mean = lambda value: ((value * pairs).view(B, -1).sum(1)) / pairs.view(B, -1).sum(1).clamp_min(1)  # noqa: E731
     correlation = _zncc(key, warped, visible, floor)
+    still = _zncc(key, source[:, 0], _visible(weight, torch.ones_like(key)), floor)
     rest = mean(_psnr(key, warped, visible)), mean(_exposure(key, warped, visible))
-    return Agreement(mean(correlation), *rest, correlation.view(B, A, T))
+    return Agreement(mean(correlation), mean(still), *rest, correlation.view(B, A, T))
 
 
 def _upsample(shift: torch.Tensor, base: torch.Tensor, height: int, width: int) -> torch.Tensor:

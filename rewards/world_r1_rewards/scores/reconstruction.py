@@ -8,10 +8,13 @@ from typing import Any
 from world_r1.reward import Reward
 from world_r1.types import Clip, Score
 from world_r1_rewards.probes._geometry import Geometry
-from world_r1_rewards.scores._command import motion_gate, ramp
+from world_r1_rewards.scores._command import STILL, commanded_motion, motion_gate, ramp
 
 #: Measures of rigidity by the name of the option, as fields of `Geometry`.
 RIGIDITY = {"graded": "rigidity", "inliers": "inliers", "unison": "unison"}
+APPEARANCE = ("absolute", "relative")
+#: Disagreement of patches that is noise of the measurement: what `relative` appearance neither rewards nor punishes.
+NOISE = 0.02
 
 
 class Reconstruction(Reward):
@@ -24,7 +27,9 @@ class Reconstruction(Reward):
 
     Options: `rigidity` "graded" as above; "inliers", the share of flow within a third of a pixel and 3 % of the reconstruction's; or
     "unison", how closely flow averaged over neighbours follows it; the last two say more of other measures of consistency within a
-    group of similar videos. `link` and `order` [low, high], the values of the worst link and of the flow's straightness between which
+    group of similar videos. `appearance` "absolute" as above; or "relative", the share of the disagreement between frames that the
+    reconstruction explains, 1 - (1 - correlation) / (1 - correlation without re-rendering): smooth pictures that hardly change agree with
+    any camera and gain nothing so. Clips whose prompt asks for a fixed camera are always held against the absolute. `link` and `order` [low, high], the values of the worst link and of the flow's straightness between which
     those factors rise from 0 to 1: the defaults tell a cut and shuffled frames from a wobble; for training, where every video of a
     group hangs together, [0, 0.15] and [0.3, 0.6] leave out what is mostly noise of the measurement. `share` of appearance in the mean.
     """
@@ -39,7 +44,10 @@ class Reconstruction(Reward):
         rigidity: str = "graded",
         share: float = 0.5,
         order: Sequence[float] = (0.5, 0.85),
+        appearance: str = "absolute",
     ) -> None:
+        if appearance not in APPEARANCE:
+            raise ValueError(f"reconstruction: appearance is {' or '.join(APPEARANCE)}, got {appearance!r}")
         if rigidity not in RIGIDITY:
             raise ValueError(f"reconstruction: rigidity is {', '.join(RIGIDITY)}, got {rigidity!r}")
         for name, ends in (("link", link), ("order", order)):
@@ -49,14 +57,21 @@ class Reconstruction(Reward):
             raise ValueError(f"reconstruction: share of appearance must lie in [0, 1], got {share}")
         self.link, self.order = tuple(link), tuple(order)
         self.share = share
+        self.relative = appearance == "relative"
         self.measure = RIGIDITY[rigidity]
 
     def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
         geometry: Geometry = evidence["geometry"]
-        appearance = ramp(geometry.correlation, 0.0, 1.0)
+        appearance = ramp(self._appearance(clip, geometry), 0.0, 1.0)
         rigidity = float(getattr(geometry, self.measure)) * min(1.0, geometry.coverage / 0.9)
         link = ramp(geometry.link, *self.link)
         order = ramp(geometry.straightness, *self.order)
         motion = motion_gate(clip, geometry)
         value = (self.share * appearance + (1 - self.share) * rigidity) * link * order * motion
         return self.ok(value, appearance=appearance, rigidity=rigidity, link=link, order=order, motion=motion)
+
+    def _appearance(self, clip: Clip, geometry: Geometry) -> float:
+        asked = clip.trajectory is None or commanded_motion(clip.trajectory, geometry) >= STILL
+        if not (self.relative and asked):
+            return geometry.correlation
+        return 1.0 - (1.0 - geometry.correlation + NOISE) / (1.0 - geometry.still + NOISE)
