@@ -73,7 +73,7 @@ def test_quick_flow_sees_the_same_appearance(seen: tuple[Clip, dict[str, Any]]) 
         ({"link": (0.1,)}, "link"),
         ({"rigidity": "soft"}, "rigidity"),
         ({"order": (0.9, 0.5)}, "order"),
-        ({"appearance": "soft"}, "appearance"),
+        ({"relative": -0.1}, "relative"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], said: str) -> None:
@@ -83,7 +83,7 @@ def test_bad_options_are_named(options: dict[str, Any], said: str) -> None:
 
 def test_relative_appearance_is_what_the_reconstruction_explains(seen: tuple[Clip, dict[str, Any]]) -> None:
     geometry = seen[1]["geometry"]
-    found = Reconstruction(appearance="relative").score(*seen).parts["appearance"]
+    found = Reconstruction(relative=1.0).score(*seen).parts["appearance"]
     assert -1 < geometry.still < geometry.correlation - 0.1  # the camera of the clip moves, so pictures as they are agree less
     assert found == pytest.approx((geometry.correlation - geometry.still) / (1.02 - geometry.still))
     assert 0.3 < found < Reconstruction().score(*seen).parts["appearance"]
@@ -96,17 +96,20 @@ def test_smooth_pictures_gain_nothing_by_relative_appearance(seen: tuple[Clip, d
     found = FlowBA(device="cpu").observe([smooth], [{}])[0]
     assert isinstance(found, dict)
     change = {
-        kind: Reconstruction(appearance=kind).score(smooth, found).parts["appearance"]
-        - Reconstruction(appearance=kind).score(*seen).parts["appearance"]
-        for kind in ("absolute", "relative")
+        share: Reconstruction(relative=share).score(smooth, found).parts["appearance"]
+        - Reconstruction(relative=share).score(*seen).parts["appearance"]
+        for share in (0.0, 0.5, 1.0)
     }
-    assert change["relative"] < change["absolute"] - 0.05
+    assert change[1.0] < change[0.0] - 0.05
+    assert change[0.5] == pytest.approx((change[0.0] + change[1.0]) / 2, abs=1e-6)
 
 
 def test_a_fixed_camera_is_held_against_the_absolute(seen: tuple[Clip, dict[str, Any]]) -> None:
     clip, evidence = seen
-    still = trajectory_for("The camera is static. A red box.", VideoConfig(height=96, width=160, frames=len(clip.video)), CameraConfig())
+    still = trajectory_for(
+        "The camera is static. A red box.", VideoConfig(height=96, width=160, frames=len(clip.video)), CameraConfig()
+    )
     asked = replace(clip, trajectory=still)
-    assert Reconstruction(appearance="relative").score(asked, evidence).parts["appearance"] == pytest.approx(
+    assert Reconstruction(relative=1.0).score(asked, evidence).parts["appearance"] == pytest.approx(
         Reconstruction().score(asked, evidence).parts["appearance"]
     )

@@ -12,8 +12,7 @@ from world_r1_rewards.scores._command import STILL, commanded_motion, motion_gat
 
 #: Measures of rigidity by the name of the option, as fields of `Geometry`.
 RIGIDITY = {"graded": "rigidity", "inliers": "inliers", "unison": "unison"}
-APPEARANCE = ("absolute", "relative")
-#: Disagreement of patches that is noise of the measurement: what `relative` appearance neither rewards nor punishes.
+#: Disagreement of patches that is noise of the measurement: what relative appearance neither rewards nor punishes.
 NOISE = 0.02
 
 
@@ -27,11 +26,13 @@ class Reconstruction(Reward):
 
     Options: `rigidity` "graded" as above; "inliers", the share of flow within a third of a pixel and 3 % of the reconstruction's; or
     "unison", how closely flow averaged over neighbours follows it; the last two say more of other measures of consistency within a
-    group of similar videos. `appearance` "absolute" as above; or "relative", the share of the disagreement between frames that the
-    reconstruction explains, 1 - (1 - correlation) / (1 - correlation without re-rendering): smooth pictures that hardly change agree with
-    any camera and gain nothing so. Clips whose prompt asks for a fixed camera are always held against the absolute. `link` and `order` [low, high], the values of the worst link and of the flow's straightness between which
-    those factors rise from 0 to 1: the defaults tell a cut and shuffled frames from a wobble; for training, where every video of a
-    group hangs together, [0, 0.15] and [0.3, 0.6] leave out what is mostly noise of the measurement. `share` of appearance in the mean.
+    group of similar videos. `relative` in 0..1 mixes into appearance the share of the disagreement between frames that the reconstruction
+    explains, 1 - (1 - correlation) / (1 - correlation without re-rendering): smooth pictures that hardly change agree under any camera
+    and gain nothing by that. Alone (1) it pays for larger moves and louder textures, so a third or so is enough; a clip whose prompt
+    asks for a fixed camera is held against the correlation alone. `link` and `order` [low, high], the values of the worst link and of
+    the flow's straightness between which those factors rise from 0 to 1: the defaults tell a cut and shuffled frames from a wobble;
+    for training, where every video of a group hangs together, [0, 0.15] and [0.3, 0.6] leave out what is mostly noise of the
+    measurement. `share` of appearance in the mean.
     """
 
     name, needs = "reconstruction", ("geometry",)
@@ -44,20 +45,18 @@ class Reconstruction(Reward):
         rigidity: str = "graded",
         share: float = 0.5,
         order: Sequence[float] = (0.5, 0.85),
-        appearance: str = "absolute",
+        relative: float = 0.0,
     ) -> None:
-        if appearance not in APPEARANCE:
-            raise ValueError(f"reconstruction: appearance is {' or '.join(APPEARANCE)}, got {appearance!r}")
         if rigidity not in RIGIDITY:
             raise ValueError(f"reconstruction: rigidity is {', '.join(RIGIDITY)}, got {rigidity!r}")
         for name, ends in (("link", link), ("order", order)):
             if len(ends) != 2 or not 0 <= ends[0] < ends[1]:
                 raise ValueError(f"reconstruction: {name} is [low, high] with 0 <= low < high, got {list(ends)}")
-        if not 0 <= share <= 1:
-            raise ValueError(f"reconstruction: share of appearance must lie in [0, 1], got {share}")
+        for name, part in (("share of appearance", share), ("relative", relative)):
+            if not 0 <= part <= 1:
+                raise ValueError(f"reconstruction: {name} must lie in [0, 1], got {part}")
         self.link, self.order = tuple(link), tuple(order)
-        self.share = share
-        self.relative = appearance == "relative"
+        self.share, self.relative = share, relative
         self.measure = RIGIDITY[rigidity]
 
     def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
@@ -71,7 +70,7 @@ class Reconstruction(Reward):
         return self.ok(value, appearance=appearance, rigidity=rigidity, link=link, order=order, motion=motion)
 
     def _appearance(self, clip: Clip, geometry: Geometry) -> float:
-        asked = clip.trajectory is None or commanded_motion(clip.trajectory, geometry) >= STILL
-        if not (self.relative and asked):
+        if not self.relative or (clip.trajectory is not None and commanded_motion(clip.trajectory, geometry) < STILL):
             return geometry.correlation
-        return 1.0 - (1.0 - geometry.correlation + NOISE) / (1.0 - geometry.still + NOISE)
+        explained = 1.0 - (1.0 - geometry.correlation + NOISE) / (1.0 - geometry.still + NOISE)
+        return (1.0 - self.relative) * geometry.correlation + self.relative * explained
