@@ -78,6 +78,8 @@ class AlgorithmConfig(Strict):
     nft_beta: float = Field(1.0, gt=0)
     nft_sigmas: int = Field(2, ge=1)
     nft_decay: float = Field(0.9, ge=0, lt=1)
+    #: DiffusionNFT: all noise levels of a micro-batch in one pass: fewer launches of a small model, more memory.
+    nft_together: bool = False
     #: Lowest noise level drawn, before the shift; high levels tell the videos of a group apart, low ones mostly draw variance.
     nft_sigma_min: float = Field(0.0, ge=0, lt=1)
 

@@ -371,3 +371,26 @@ def test_nft_without_memory_has_the_gradient_of_an_old_policy_that_is_the_presen
         gradients.append(policy.shift.grad.clone())
     assert gradients[0].abs().max() > 0
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize(("decay", "beta"), [(0.0, 0.0), (0.5, 0.1)])
+def test_nft_of_all_levels_together_is_the_sum_of_the_levels(decay: float, beta: float) -> None:
+    found = []
+    for together in (False, True):
+        config = configure("diffusion_nft", nft_sigmas=3, nft_decay=decay, nft_together=together, kl={"beta": beta})
+        policy, algorithm = ToyPolicy(), build(config)
+        policy.shift.data.uniform_(-0.3, 0.3, generator=torch.Generator().manual_seed(1))
+        batch, _ = rollouts(policy, config, 0)
+        algorithm._take_old(policy)
+        policy.shift.data += 0.1
+        terms = list(algorithm.losses(policy, batch))
+        assert len(terms) == (1 if together else 3)
+        for term in terms:
+            term.value.backward()
+        found.append((policy.shift.grad.clone(), sum(term.value.item() for term in terms), len(terms), terms))
+    (apart, value, count, terms), (joined, total, _, [term]) = found
+    assert apart.abs().max() > 0
+    torch.testing.assert_close(joined, apart)
+    assert total == pytest.approx(value)
+    for name in terms[0].metrics:
+        assert term.metrics[name] == pytest.approx(sum(one.metrics[name] for one in terms) / count)

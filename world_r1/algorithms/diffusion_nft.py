@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -53,9 +54,13 @@ class DiffusionNFT:
         self.old: dict[str, torch.Tensor] = {}
 
     def losses(self, policy: Policy, batch: Batch) -> Iterator[Loss]:
-        """One `Loss` per drawn noise level, weighted 1/nft_sigmas."""
+        """One `Loss` per drawn noise level, weighted 1/nft_sigmas; with `nft_together` a single one of all levels, their mean."""
         self._take_old(policy)
         count = self.config.algorithm.nft_sigmas
+        if self.config.algorithm.nft_together:
+            sigmas, noises = zip(*self._noised(batch), strict=True)
+            yield self._one(policy, repeated(batch, count), torch.cat(sigmas), torch.cat(noises), 1)
+            return
         for sigma, noise in self._noised(batch):
             yield self._one(policy, batch, sigma, noise, count)
 
@@ -153,6 +158,12 @@ class DiffusionNFT:
         self.updates = int(state["updates"])
         weights = {name.removeprefix("old."): value for name, value in state.items() if name.startswith("old.")}
         self.old = {name: torch.from_numpy(np.array(value, dtype=np.float32)) for name, value in weights.items()}
+
+
+def repeated(batch: Batch, count: int) -> Batch:
+    """The videos of a batch `count` times over, as far as this algorithm looks at them."""
+    x0, condition, advantages = (torch.cat([value] * count) for value in (batch.x0, batch.condition, batch.advantages))
+    return replace(batch, x0=x0, condition=condition, advantages=advantages)
 
 
 def _normalised_square(residual: torch.Tensor) -> torch.Tensor:
