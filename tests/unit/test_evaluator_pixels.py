@@ -57,7 +57,7 @@ def _sure(surfaces: torch.Tensor) -> torch.Tensor:
 
 def test_the_dominant_object_is_read_off_the_areas(pool: Pool) -> None:
     assert pool.surfaces is not None
-    answers, truth = read_off(areas(_sure(pool.surfaces))[1]), labels(pool.facts)
+    answers, truth = read_off(*areas(_sure(pool.surfaces))), labels(pool.facts)
     assert torch.equal(answers["object_colour"].argmax(1), truth["object_colour"])
     assert torch.equal(answers["object_shape"].argmax(1), truth["object_shape"])
 
@@ -71,8 +71,20 @@ def test_twins_are_told_apart_by_the_size_of_their_objects() -> None:
         surfaces[:, 1].flatten(2)[..., start:end] = round(SIZE_STEPS * math.log2(3 * (end - start)))
     share, largest = areas(_sure(surfaces))
     assert share[0, red] > share[0, green]
-    assert largest[0, red - FIRST_OBJECT] == pytest.approx(900 / SURVEYED, rel=0.05)
-    assert COLOURS[int(read_off(largest)["object_colour"].argmax())] == "green"
+    assert largest[0, COLOURS.index("red")] == pytest.approx(900 / SURVEYED, rel=0.05)
+    assert COLOURS[int(read_off(share, largest)["object_colour"].argmax())] == "green"
+
+
+def test_an_object_of_doubtful_shape_is_no_smaller() -> None:
+    """A red thing of 500 pixels, half of them taken for a box and half for a sphere, is larger than a green box of 400."""
+    red_box, red_sphere, green = (SURFACES.index(name) for name in ("red box", "red sphere", "green box"))
+    surfaces = torch.zeros(1, 2, *SURVEY, dtype=torch.uint8)
+    for start, end, kind, size in ((0, 240, red_box, 500), (240, 500, red_sphere, 500), (2000, 2400, green, 400)):
+        surfaces[:, 0].flatten(2)[..., start:end] = kind
+        surfaces[:, 1].flatten(2)[..., start:end] = round(SIZE_STEPS * math.log2(3 * size))
+    answers = read_off(*areas(_sure(surfaces)))
+    assert COLOURS[int(answers["object_colour"].argmax())] == "red"
+    assert scenes.SHAPES[int(answers["object_shape"].argmax())] == "sphere"
 
 
 def test_pixel_labels_follow_the_augmentation() -> None:

@@ -85,7 +85,7 @@ class Evaluator(nn.Module):
             some = [m.unflatten(0, (b, t))[:, keys].flatten(0, 1).contiguous(memory_format=torch.channels_last) for m in maps]
             surfaces = self.segmenter(some, moving[:, keys].flatten(0, 1)).unflatten(0, (b, len(keys)))
             share, largest = areas(surfaces)
-            z, out = torch.cat([z, torch.log(share + LEAST).to(z.dtype)], -1), read_off(largest)
+            z, out = torch.cat([z, torch.log(share + LEAST).to(z.dtype)], -1), read_off(share, largest)
         out |= {name: head(z) for name, head in self.heads.items()}
         out["colours"], out["quality"] = self.colours(z), self.quality(z)[:, 0]
         middle = math.ceil(t / 2)

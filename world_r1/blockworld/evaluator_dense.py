@@ -15,7 +15,7 @@ from world_r1.blockworld.judge_labels import COLOURS, FIRST_OBJECT, SURFACES
 SLOPE = 6.0
 #: Smallest share of the picture that counts.
 LEAST = 1e-5
-#: Twins (objects of one colour and shape) are told apart if the object that a pixel belongs to is this much smaller than the class.
+#: Objects of one colour are told apart if the object that a pixel belongs to is this much smaller than all of that colour.
 TWINS = 0.8
 
 
@@ -50,26 +50,34 @@ class Segmenter(nn.Module):
 
 
 def areas(seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Expected share of the key frames' pixels, float32: of each class [B, classes], of the largest object of each object class [B, 30].
+    """Expected share of the key frames' pixels, float32: of each class [B, classes], of the largest object of each colour [B, colours].
 
-    `seen` are the segmenter's maps [B, F, classes + 1, H, W]. If a class with share S has two objects, its pixels' mean size M gives the
+    `seen` are the segmenter's maps [B, F, classes + 1, H, W]. Shapes are added up, because they are read less surely than colours and an
+    object whose shape is in doubt is no smaller for that. If a colour with share S has two objects, its pixels' mean size M gives the
     larger: x^2 + (S - x)^2 = M S.
     """
     chance = seen[:, :, :-1].float().softmax(2)
     share = chance.mean((1, 3, 4))
-    total = share[:, FIRST_OBJECT:]
+    total = _by_colour(share).sum(2)
     with torch.no_grad():
-        size = torch.exp2(seen[:, :, -1:].float().clamp(-14, 0))
-        mean = (chance[:, :, FIRST_OBJECT:] * size).mean((1, 3, 4)) / total.clamp(min=LEAST)
+        size = torch.exp2(seen[:, :, -1].float().clamp(-14, 0))
+        coloured = _by_colour((chance * size[:, :, None]).mean((1, 3, 4))).sum(2)
+        mean = coloured / total.clamp(min=LEAST)
         part = (1 + (2 * mean / total.clamp(min=LEAST) - 1).clamp(0, 1).sqrt()) / 2
         part = torch.where(mean < TWINS * total, part, 1.0)
     return share, total * part
 
 
-def read_off(largest: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Logits of the dominant object's colour and shape from the largest objects [B, 30]: each by its largest colour and shape."""
-    things = torch.log(largest + LEAST).unflatten(1, (len(COLOURS), len(scenes.SHAPES)))
-    return {"object_colour": SLOPE * things.amax(2), "object_shape": SLOPE * things.amax(1)}
+def read_off(share: torch.Tensor, largest: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Logits of the dominant object's colour and shape from what `areas` gives: the colour of the largest, the shape of its pixels."""
+    first = largest.argmax(1)
+    shapes = _by_colour(share)[torch.arange(len(share), device=share.device), first]
+    return {"object_colour": SLOPE * torch.log(largest + LEAST), "object_shape": SLOPE * torch.log(shapes + LEAST)}
+
+
+def _by_colour(share: torch.Tensor) -> torch.Tensor:
+    """[B, classes] -> [B, colours, shapes] of the objects."""
+    return share[:, FIRST_OBJECT:].unflatten(1, (len(COLOURS), len(scenes.SHAPES)))
 
 
 def moved_labels(labels: torch.Tensor, resampling: torch.Tensor, size: tuple[int, int], picture: tuple[int, int]) -> torch.Tensor:
