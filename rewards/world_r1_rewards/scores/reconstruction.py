@@ -73,4 +73,5 @@ class Reconstruction(Reward):
         if not self.relative or (clip.trajectory is not None and commanded_motion(clip.trajectory, geometry) < STILL):
             return geometry.correlation
         explained = 1.0 - (1.0 - geometry.correlation + NOISE) / (1.0 - geometry.still + NOISE)
+        explained = max(0.0, explained)  # a reconstruction that does worse than no motion explains nothing
         return (1.0 - self.relative) * geometry.correlation + self.relative * explained
