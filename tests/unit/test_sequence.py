@@ -164,9 +164,12 @@ def _process(rank: int, size: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 3])
-def test_processes_that_share_tokens_give_the_velocities_and_gradients_of_one(tmp_path: Path, size: int) -> None:
-    """Adapters and whole models, dense and sparse, blocks recomputed or not; then an update, with the same weights everywhere."""
+def test_processes_that_share_tokens_give_the_velocities_and_gradients_of_one(tmp_path: Path) -> None:
+    """Adapters and whole models, dense and sparse, blocks recomputed or not; then an update, with the same weights everywhere.
+
+    Three of them, which divide neither tokens nor frames; two learn together in tests/cluster/test_learners.py.
+    """
+    size = 3
     pipeline(tmp_path)
     torch.multiprocessing.spawn(_process, (size, str(tmp_path)), nprocs=size)
     assert all((tmp_path / f"passed-{rank}").exists() for rank in range(size))
