@@ -228,9 +228,12 @@ class Config(Strict):
     @model_validator(mode="after")
     def _learners_that_share_a_base_keep_step(self) -> Config:
         """With FSDP every pass of the transformer is one of all learners together."""
-        cluster, learners = self.cluster, self.cluster.learners
+        cluster, learners, attention = self.cluster, self.cluster.learners, self.speed.attention
         if not self.speed.fsdp:
             return self
+        forward_process = self.algorithm.name != "flow_grpo"
+        together = self.optimizer.micro_batch > 1 or (forward_process and self.algorithm.nft_together)
+        levels_mix = together and (forward_process or self.flow.window.position == "random")
         for wrong, remedy in (
             (learners < 2, "cluster.learners of 2 or more"),
             (cluster.mode != "colocated", "cluster.mode=colocated"),
@@ -239,6 +242,10 @@ class Config(Strict):
             (self.prompts.groups % learners != 0, f"prompts.groups that cluster.learners={learners} divides"),
             (self.evaluation.prompts % learners != 0, f"evaluation.prompts that cluster.learners={learners} divides"),
             (self.speed.checkpoint == "auto", "a number for speed.checkpoint (1.0 recomputes every block)"),
+            (
+                attention.kind != "dense" and attention.dense_above is not None and levels_mix,
+                "optimizer.micro_batch=1 or speed.attention.dense_above=null (a batch with videos on both sides of it is two passes)",
+            ),
         ):
             if wrong:
                 raise ValueError(f"speed.fsdp makes the learners run the base together, and needs {remedy}")

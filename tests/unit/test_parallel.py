@@ -179,6 +179,14 @@ def test_a_sharded_base_gives_the_velocities_and_gradients_of_a_whole_one(tmp_pa
         ({"cluster": {"learners": 2}, "prompts": {"groups": 3}}, "prompts.groups"),
         ({"cluster": {"learners": 2}, "model": {"lora": None}}, "an adapter"),
         ({"cluster": {"learners": 2}, "speed": {"fsdp": True, "checkpoint": "auto"}}, "a number for speed.checkpoint"),
+        (
+            {
+                "cluster": {"learners": 2},
+                "speed": {"fsdp": True, "attention": {"kind": "pyramid", "dense_above": 0.9}},
+                "flow": {"window": {"size": 2, "position": "random"}},
+            },
+            "optimizer.micro_batch=1 or speed.attention.dense_above=null",
+        ),
     ],
 )
 def test_what_would_put_learners_with_a_shared_base_out_of_step_is_refused(changes: dict[str, Any], remedy: str) -> None:

@@ -236,6 +236,31 @@ def test_plans_do_not_depend_on_the_batch_they_were_drawn_in(tiny: Callable[...,
             torch.testing.assert_close(policy._guided(x, sigma, condition, range(2)), velocity, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_batch_on_both_sides_of_dense_above_gives_what_its_videos_give_alone(
+    tiny: Callable[..., Config], guidance: float
+) -> None:
+    """Groups draw their own window steps, so a micro-batch may hold videos whose attention was dense beside such where it was sparse."""
+    config = tiny({"attention": {**SPARSE, "dense_above": 0.8}}, model={"guidance_scale": guidance})
+    policy = load_policy(config)
+    x = torch.randn(3, *policy.latent_shape(config.video), generator=torch.Generator().manual_seed(0))
+    sigma, condition = torch.tensor([0.9, 0.6, 0.85]), policy.encode(["A red box.", "Camera push in. A cone.", "A blue sphere."])
+    with torch.no_grad(), policy.recording() as taken:
+        alone = policy.velocity(x, sigma, condition)  # on a CPU video by video
+        assert [plan is None for plan in taken[0]] == [True, False, True]
+        with policy._session.call(3):  # type: ignore[union-attr]
+            torch.testing.assert_close(policy._guided(x, sigma, condition, range(3)), alone, atol=1e-5, rtol=1e-4)
+        assert [plan is None for plan in taken[1]] == [True, False, True]
+    with torch.no_grad():  # drawn anew, as a forward-process algorithm does it
+        torch.testing.assert_close(policy._guided(x, sigma, condition, range(3)), alone, atol=1e-5, rtol=1e-4)
+    x.requires_grad_()
+    with policy.replaying(taken[0]), policy._session.call(3):  # type: ignore[union-attr]
+        replayed = policy._guided(x, sigma, condition, range(3))
+    torch.testing.assert_close(replayed, alone, atol=1e-5, rtol=1e-4)
+    (gradient,) = torch.autograd.grad(replayed.square().sum(), x)
+    assert bool((gradient.flatten(1).abs().amax(1) > 0).all())
+
+
 def test_stored_plans_come_back() -> None:
     from world_r1_kernels.pyramid_attention import PyramidConfig, make_plan
 

@@ -22,7 +22,7 @@ from world_r1.config import Config, ModelConfig, VideoConfig
 from world_r1.policies import speed
 from world_r1.policies.sequence import Band, SequenceParallel, Sharing
 from world_r1.policies.source import Source, choose_device, choose_dtype
-from world_r1.policies.sparse import Session, SparseAttention
+from world_r1.policies.sparse import Session, SparseAttention, apart
 from world_r1.types import AttentionPlans
 
 #: Prompts whose text features are kept, on the CPU; a training step meets each prompt several times.
@@ -230,6 +230,10 @@ class DiffusersPolicy(ABC):
         """Which transformer sees which rows of sigma [B]; None: all of them."""
         return [("transformer", None)]
 
+    def _timestep(self, sigma: torch.Tensor) -> torch.Tensor:
+        """[B] what the transformers are told of sigma [B]."""
+        return 1000.0 * sigma
+
     def _guidance(self, part: str) -> float:
         return self.config.model.guidance_scale
 
@@ -342,7 +346,7 @@ class DiffusersPolicy(ABC):
     # Velocity.
 
     def _guided(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor, videos: Sequence[int]) -> torch.Tensor:
-        chosen = self._expert(sigma)
+        chosen = apart(self._expert(sigma), self.config.speed.attention, self._timestep(sigma))
         if len(chosen) == 1:
             return self._guided_by(chosen[0][0], x, sigma, condition, videos)
         out = torch.empty_like(x, dtype=torch.float32)

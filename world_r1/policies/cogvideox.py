@@ -90,11 +90,14 @@ class CogVideoXPolicy(DiffusersPolicy):
         out = transformer(
             hidden_states=video_first,
             encoder_hidden_states=condition.to(self.dtype),
-            timestep=vp.timestep(self.levels, sigma),
+            timestep=self._timestep(sigma),
             image_rotary_emb=self._rotary(tuple(video_first.shape[1:])),
             return_dict=False,
         )[0]
         return vp.to_velocity(y, out.float().transpose(1, 2), sigma)
+
+    def _timestep(self, sigma: torch.Tensor) -> torch.Tensor:
+        return vp.timestep(self.levels, sigma)
 
     def _rotary(self, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotary tables of latents (t, C, h, w), kept."""

@@ -43,6 +43,24 @@ class SparseAttention:
         )
 
 
+def apart(
+    parts: Sequence[tuple[str, list[int] | None]], config: AttentionConfig, timestep: torch.Tensor
+) -> list[tuple[str, list[int] | None]]:
+    """The (transformer, rows; None: all) of a batch, those with rows on both sides of `dense_above` as two: dense rows, sparse rows.
+
+    One forward has one kind of attention, and a video's must not depend on which others are in its batch. `timestep` is [B].
+    """
+    if config.kind == "dense" or config.dense_above is None:
+        return list(parts)
+    dense = [one / 1000 > config.dense_above for one in timestep.tolist()]  # as `PyramidAttention` decides
+    found: list[tuple[str, list[int] | None]] = []
+    for part, rows in parts:
+        mine = range(len(dense)) if rows is None else rows
+        kinds = [[row for row in mine if dense[row] == wanted] for wanted in (True, False)]
+        found += [(part, kind) for kind in kinds] if all(kinds) else [(part, rows)]
+    return found
+
+
 class Session:
     """Records (`given` None) or replays plans during `velocity` calls, video by video; forwards may hold any rows in any order."""
 

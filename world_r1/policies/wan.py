@@ -115,7 +115,7 @@ class WanPolicy(DiffusersPolicy):
         return float(model.guidance_scale_2) if second and model.guidance_scale_2 else model.guidance_scale
 
     def _predict(self, transformer: Any, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        return transformer(x.to(self.dtype), 1000.0 * sigma, condition.to(self.dtype), return_dict=False)[0].float()
+        return transformer(x.to(self.dtype), self._timestep(sigma), condition.to(self.dtype), return_dict=False)[0].float()
 
     def _text_features(self, prompt: str) -> torch.Tensor:
         """[tokens, D] of one prompt, which the encoder sees padded and masked as `WanPipeline` does."""
