@@ -234,13 +234,14 @@ def test_items_of_several_callers_share_a_batch_and_a_batch_waits_for_more_only_
         assert full < 0.3, "a full batch waits for nobody"
 
 
-def test_closing_ends_the_wait_of_callers() -> None:
+def test_closing_ends_the_wait_of_callers_and_says_nothing_of_verdicts(caplog: pytest.LogCaptureFixture) -> None:
     with _pool(_config("Slow", {"suffix": "k0", "seconds": 60.0}, batch=1)) as pool:
         futures = [pool.submit(_items(_clips(seed, 1))) for seed in range(3)]
         time.sleep(0.3)
     for future in [*futures, pool.submit(_items(_clips(9, 1)))]:
         with pytest.raises(Closed):
             future.result(timeout=10)
+    assert "no verdict" not in caplog.text
 
 
 def test_a_killed_pool_comes_back_and_the_caller_does_not_notice() -> None:

@@ -180,7 +180,8 @@ class Pool:
 
     def fail(self, unit: Unit, reason: str, cause: str) -> None:
         """Deliver missing values."""
-        log.warning("no verdict on %s: %s", ", ".join(item.id for item in unit.items), reason)
+        if not self.closed.is_set():  # then nobody waits for it, and what ended the run is the news
+            log.warning("no verdict on %s: %s", ", ".join(item.id for item in unit.items), reason)
         self.deliver(
             unit, [missing(self.config.rewards, item.id, item.kind, reason) for item in unit.items], cause, len(unit.items)
         )
