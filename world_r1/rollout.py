@@ -74,12 +74,13 @@ def sample_groups(
         if not leads:
             continue
         pictures = policy.decode(trace.x0)
+        kept = _kept(trace, config.speed.latents)
         for i, (a, sample) in enumerate(part):
             one = asked[a]
             name, seed = one.ids[sample], _seed(config, step, one.group, sample)
-            rollout = _rollout(trace, i, name, one.prompt, one.group, seed, version, one.window, config.speed.latents)
-            kept = tuple(plans[k][i] for k in one.window.tolist()) if keeps_plans else ()
-            found[a].rollouts.append(replace(rollout, plans=kept))
+            rollout = _rollout(kept, i, name, one.prompt, one.group, seed, version, one.window)
+            seen = tuple(plans[k][i] for k in one.window.tolist()) if keeps_plans else ()
+            found[a].rollouts.append(replace(rollout, plans=seen))
             # A copy of its own, so that a reference to one video does not keep the whole batch alive.
             found[a].clips.append(Clip(name, pictures[i].copy(), one.prompt, one.trajectory, config.video.fps))
     return found
@@ -152,18 +153,16 @@ def _denoise(policy: Policy, config: Config, videos: Sequence[tuple[_Asked, Seed
     return trace
 
 
-def _rollout(
-    trace: flow.Trace,
-    i: int,
-    name: str,
-    prompt: Prompt,
-    group: int,
-    seed: Seed,
-    version: int,
-    window: torch.Tensor,
-    latents: str,
-) -> Rollout:
+def _kept(trace: flow.Trace, latents: str) -> dict[str, np.ndarray]:
+    """What rollouts hold of a trace, fetched from the device in one transfer each instead of one a video."""
     stored = bits if latents == "bf16" else _array
+    videos = {name: stored(getattr(trace, name)) for name in ("latents", "next_latents", "x0")}
+    return {**videos, "log_probs": _array(trace.log_probs)}
+
+
+def _rollout(
+    kept: dict[str, np.ndarray], i: int, name: str, prompt: Prompt, group: int, seed: Seed, version: int, window: torch.Tensor
+) -> Rollout:
     return Rollout(
         id=name,
         prompt=prompt,
@@ -171,16 +170,14 @@ def _rollout(
         seed=seed,
         version=version,
         steps=window.numpy().astype(np.int64),
-        latents=stored(trace.latents[i]),
-        next_latents=stored(trace.next_latents[i]),
-        log_probs=_array(trace.log_probs[i]),
-        x0=stored(trace.x0[i]),
+        # Copies of its own, so that a reference to one video does not keep the whole batch alive.
+        **{what: values[i].copy() for what, values in kept.items()},
     )
 
 
 def bits(tensor: torch.Tensor) -> np.ndarray:
     """The bfloat16 bits of a tensor as uint16: numpy has no such type."""
-    return tensor.to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().view(np.uint16).copy()
+    return tensor.to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().view(np.uint16)
 
 
 def latents(array: np.ndarray) -> torch.Tensor:
@@ -191,5 +188,5 @@ def latents(array: np.ndarray) -> torch.Tensor:
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
-    """A float32 copy of its own, so that a reference to one video does not keep the whole batch alive."""
-    return tensor.float().cpu().numpy().copy()
+    """float32; not a copy where it is on the CPU already."""
+    return tensor.float().cpu().numpy()
