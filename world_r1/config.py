@@ -231,9 +231,9 @@ class Config(Strict):
         cluster, learners, attention = self.cluster, self.cluster.learners, self.speed.attention
         if not self.speed.fsdp:
             return self
-        forward_process = self.algorithm.name != "flow_grpo"
-        together = self.optimizer.micro_batch > 1 or (forward_process and self.algorithm.nft_together)
-        levels_mix = together and (forward_process or self.flow.window.position == "random")
+        several = self.optimizer.micro_batch > 1
+        drawn = self.algorithm.name != "flow_grpo" or self.flow.window.position == "random"
+        levels_mix = self.algorithm.together or (several and drawn)
         for wrong, remedy in (
             (learners < 2, "cluster.learners of 2 or more"),
             (cluster.mode != "colocated", "cluster.mode=colocated"),
@@ -244,7 +244,8 @@ class Config(Strict):
             (self.speed.checkpoint == "auto", "a number for speed.checkpoint (1.0 recomputes every block)"),
             (
                 attention.kind != "dense" and attention.dense_above is not None and levels_mix,
-                "optimizer.micro_batch=1 or speed.attention.dense_above=null (a batch with videos on both sides of it is two passes)",
+                "speed.attention.dense_above=null, or optimizer.micro_batch=1 and algorithm.together=false (a batch on both sides of "
+                "dense_above is two passes)",
             ),
         ):
             if wrong:

@@ -74,12 +74,12 @@ class AlgorithmConfig(Strict):
     advantage: AdvantageConfig = AdvantageConfig()
     #: Optimizer steps per rollout batch.
     updates: int = Field(1, ge=1)
+    #: All window steps (Flow-GRPO) or noise levels (DiffusionNFT) of a micro-batch in one pass: fewer launches, more memory.
+    together: bool = False
     #: DiffusionNFT: guidance strength beta, noise levels drawn per video, decay of the old policy.
     nft_beta: float = Field(1.0, gt=0)
     nft_sigmas: int = Field(2, ge=1)
     nft_decay: float = Field(0.9, ge=0, lt=1)
-    #: DiffusionNFT: all noise levels of a micro-batch in one pass: fewer launches of a small model, more memory.
-    nft_together: bool = False
     #: Lowest noise level drawn, before the shift; high levels tell the videos of a group apart, low ones mostly draw variance.
     nft_sigma_min: float = Field(0.0, ge=0, lt=1)
 

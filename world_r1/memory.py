@@ -66,6 +66,9 @@ def switches(config: Config) -> list[Advice]:
             found.append(
                 Advice(f"optimizer.micro_batch={batch // 2}", now * (1 - (batch // 2) / batch), "fewer videos at once, same result")
             )
+        if config.algorithm.together and passes(config) > 1:
+            saves = now * (1 - 1 / passes(config))
+            found.append(Advice("algorithm.together=false", saves, "one window step or noise level at a time, same result"))
         if config.model.guidance_scale > 1 and speed.guidance_batch:
             # With gradients both branches' activations live until the backward pass all the same, unless blocks are checkpointed.
             whole, _, blocks = sizes
@@ -95,10 +98,16 @@ def activations(config: Config) -> tuple[float, float, int] | None:
     width, blocks = model["num_attention_heads"] * model["attention_head_dim"], int(model["num_layers"])
     forward = int(model.get("ffn_dim", 4 * width))
     rows = config.optimizer.micro_batch * (2 if config.model.guidance_scale > 1 else 1)
+    rows *= passes(config) if config.algorithm.together else 1
     per_token = sum(a * b for a, b in zip(KEPT["fp32" if config.model.dtype == "fp32" else "bf16"], (width, forward), strict=True))
     tokens = rows * token_count(config) / config.speed.sequence_parallel
     item = 4 if config.model.dtype == "fp32" else 2
     return tokens * per_token * blocks, tokens * (item * width * blocks + per_token), blocks
+
+
+def passes(config: Config) -> int:
+    """How often an update looks at a video: window steps (Flow-GRPO) or noise levels (DiffusionNFT)."""
+    return config.flow.window.size if config.algorithm.name == "flow_grpo" else config.algorithm.nft_sigmas
 
 
 def token_count(config: Config) -> int:

@@ -377,7 +377,7 @@ def test_nft_without_memory_has_the_gradient_of_an_old_policy_that_is_the_presen
 def test_nft_of_all_levels_together_is_the_sum_of_the_levels(decay: float, beta: float) -> None:
     found = []
     for together in (False, True):
-        config = configure("diffusion_nft", nft_sigmas=3, nft_decay=decay, nft_together=together, kl={"beta": beta})
+        config = configure("diffusion_nft", nft_sigmas=3, nft_decay=decay, together=together, kl={"beta": beta})
         policy, algorithm = ToyPolicy(), build(config)
         policy.shift.data.uniform_(-0.3, 0.3, generator=torch.Generator().manual_seed(1))
         batch, _ = rollouts(policy, config, 0)
@@ -394,3 +394,27 @@ def test_nft_of_all_levels_together_is_the_sum_of_the_levels(decay: float, beta:
     assert total == pytest.approx(value)
     for name in terms[0].metrics:
         assert term.metrics[name] == pytest.approx(sum(one.metrics[name] for one in terms) / count)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.parametrize("ratio_norm", [False, True])
+def test_grpo_of_all_window_steps_together_is_the_sum_of_the_steps(beta: float, ratio_norm: bool) -> None:
+    found = []
+    for together in (False, True):
+        config = configure("flow_grpo", together=together, kl={"beta": beta}, ratio_norm=ratio_norm)
+        policy, algorithm = ToyPolicy(), build(config)
+        policy.shift.data.uniform_(-0.3, 0.3, generator=torch.Generator().manual_seed(1))
+        batch, _ = rollouts(policy, config, 0)
+        policy.shift.data += 0.05  # so that ratios are not 1 and some are clipped
+        terms = list(algorithm.losses(policy, batch))
+        assert len(terms) == (1 if together else 3)
+        for term in terms:
+            term.value.backward()
+        found.append((policy.shift.grad.clone(), sum(term.value.item() for term in terms), terms))
+    (apart, value, terms), (joined, total, [term]) = found
+    assert apart.abs().max() > 0
+    torch.testing.assert_close(joined, apart)
+    assert total == pytest.approx(value, rel=1e-4)  # losses of both signs add up to little
+    assert 0 < term.metrics["clip_fraction"] < 1
+    for name in set(terms[0].metrics) - {"ratio_std"}:  # of all steps at once it is not the mean of each step's
+        assert term.metrics[name] == pytest.approx(sum(one.metrics[name] for one in terms) / 3, rel=1e-4)

@@ -58,6 +58,16 @@ def test_switches_are_listed_by_what_they_save() -> None:
     assert checkpointed < whole / 15
 
 
+def test_window_steps_that_run_together_count_and_can_be_taken_apart() -> None:
+    flow, together = {"steps": 8, "window": {"size": 4}}, {"together": True}
+    apart, joined = configured(flow=flow), configured(flow=flow, algorithm=together)
+    assert memory.activations(joined)[0] == 4 * memory.activations(apart)[0]  # type: ignore[index]
+    advised = {item.switch: item.saves for item in memory.switches(joined)}
+    most = max(item.saves for item in memory.switches(apart))
+    assert advised["algorithm.together=false"] > 2 * most
+    assert "algorithm.together=false" not in {item.switch for item in memory.switches(apart)}
+
+
 def test_turned_switches_are_not_advised() -> None:
     turned = {"checkpoint": "auto", "guidance_batch": False, "text_encoder": "free"}
     names = [item.switch for item in memory.switches(configured(speed=turned, optimizer={"micro_batch": 1}))]

@@ -99,10 +99,13 @@ def test_the_embedded_models_sparse_rollout_and_update_have_ratio_exactly_one() 
     assert len(policy.transformer.blocks) > 4
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("switches", [{}, {"guidance_batch": False}, {"checkpoint": 1.0}, {"latents": "bf16"}])
-def test_sparse_rollout_and_sparse_update_have_ratio_exactly_one(tiny: Callable[..., Config], switches: dict[str, Any]) -> None:
+def test_sparse_rollout_and_sparse_update_have_ratio_exactly_one(
+    tiny: Callable[..., Config], switches: dict[str, Any], together: bool
+) -> None:
     """With the plans of the rollout replayed, to the last bit; the reference and the policy see the same blocks."""
-    rollouts, metrics, _, policy = one_step(tiny({**switches, "attention": SPARSE}))
+    rollouts, metrics, _, policy = one_step(tiny({**switches, "attention": SPARSE}, algorithm={"together": together}))
     assert metrics["ratio_mean"] == 1.0
     assert metrics["ratio_std"] == 0.0
     assert metrics["kl_nats"] > 0

@@ -54,10 +54,10 @@ class DiffusionNFT:
         self.old: dict[str, torch.Tensor] = {}
 
     def losses(self, policy: Policy, batch: Batch) -> Iterator[Loss]:
-        """One `Loss` per drawn noise level, weighted 1/nft_sigmas; with `nft_together` a single one of all levels, their mean."""
+        """One `Loss` per drawn noise level, weighted 1/nft_sigmas; with `together` a single one of all levels, their mean."""
         self._take_old(policy)
         count = self.config.algorithm.nft_sigmas
-        if self.config.algorithm.nft_together:
+        if self.config.algorithm.together:
             sigmas, noises = zip(*self._noised(batch), strict=True)
             yield self._one(policy, repeated(batch, count), torch.cat(sigmas), torch.cat(noises), 1)
             return

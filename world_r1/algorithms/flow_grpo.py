@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -78,11 +79,16 @@ class FlowGRPO:
         self.beta = AdaptiveBeta(config.algorithm.kl)
 
     def losses(self, policy: Policy, batch: Batch) -> Iterator[Loss]:
-        """One `Loss` per window step, weighted 1/k; ValueError for a batch without stochastic steps."""
+        """One `Loss` per window step, weighted 1/k; with `together` a single one of all steps, their mean.
+
+        ValueError for a batch without stochastic steps.
+        """
         k = batch.steps.shape[1]
         if k == 0:
             raise ValueError("flow_grpo needs rollouts with stochastic steps; these have none (flow.window)")
         settings, noise = self.config.algorithm, self.replayed(batch)
+        if settings.together:
+            batch, noise, k = unfolded(batch), None if noise is None else noise.transpose(0, 1).flatten(0, 1)[:, None], 1
         for j in range(k):
             log_ratio, kl = self.terms(policy, batch, j, noise)
             value = loss.clipped_surrogate(log_ratio, batch.advantages, settings.clip_low, settings.clip_high).mean()
@@ -172,3 +178,25 @@ class FlowGRPO:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         self.beta.value, self.beta.last = float(state["beta"]), state.get("last_kl_nats")
+
+
+def unfolded(batch: Batch) -> Batch:
+    """The window steps of B videos as B k videos with a step each: step 0 of all of them, then step 1, ..."""
+    k = batch.steps.shape[1]
+
+    def each(value: torch.Tensor) -> torch.Tensor:
+        return value.transpose(0, 1).flatten(0, 1)[:, None]
+
+    return replace(
+        batch,
+        steps=each(batch.steps),
+        latents=each(batch.latents),
+        next_latents=each(batch.next_latents),
+        log_probs=each(batch.log_probs),
+        x0=torch.cat([batch.x0] * k),
+        advantages=batch.advantages.repeat(k),
+        condition=torch.cat([batch.condition] * k),
+        seeds=batch.seeds * k,
+        trajectories=batch.trajectories * k,
+        plans=tuple((plans[j],) for j in range(k) for plans in batch.plans if plans),
+    )
