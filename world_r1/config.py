@@ -231,9 +231,8 @@ class Config(Strict):
         cluster, learners, attention = self.cluster, self.cluster.learners, self.speed.attention
         if not self.speed.fsdp:
             return self
-        several = self.optimizer.micro_batch > 1
         drawn = self.algorithm.name != "flow_grpo" or self.flow.window.position == "random"
-        levels_mix = self.algorithm.together or (several and drawn)
+        levels_mix = drawn and (self.optimizer.micro_batch > 1 or self.algorithm.together)
         for wrong, remedy in (
             (learners < 2, "cluster.learners of 2 or more"),
             (cluster.mode != "colocated", "cluster.mode=colocated"),
