@@ -189,7 +189,8 @@ class _Frames:
     def _texture(self, reference: int) -> np.ndarray:
         """[h, w] weights summing to 1; relative to the frame itself, so that contrast does not matter."""
         image = self.smooth[reference]
-        gradient = cv2.magnitude(cv2.Sobel(image, cv2.CV_32F, 1, 0), cv2.Sobel(image, cv2.CV_32F, 0, 1))
+        x, y = (cv2.Sobel(image, cv2.CV_32F, *order) for order in ((1, 0), (0, 1)))
+        gradient = np.sqrt(x * x + y * y)  # not cv2.magnitude, whose last digit depends on where in memory its result lies
         gradient = cv2.blur(gradient, (5, 5)).ravel()[self.flat].reshape(self.shape)
         mean = float(gradient.mean())
         if mean < 1e-3:

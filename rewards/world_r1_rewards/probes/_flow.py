@@ -180,8 +180,9 @@ def _texture(grey: np.ndarray, keys: Sequence[int], stride: int) -> np.ndarray:
     maps = []
     for key in keys:
         smooth = cv2.GaussianBlur(grey[key].astype(np.float32), (0, 0), 1.0)
-        slope = cv2.magnitude(cv2.Sobel(smooth, cv2.CV_32F, 1, 0, scale=0.125), cv2.Sobel(smooth, cv2.CV_32F, 0, 1, scale=0.125))
-        slope = cv2.boxFilter(slope, -1, (7, 7))[points[..., 1], points[..., 0]]
+        x, y = (cv2.Sobel(smooth, cv2.CV_32F, *order, scale=0.125) for order in ((1, 0), (0, 1)))
+        # not cv2.magnitude, whose last digit depends on where in memory its result lies: runs would not repeat
+        slope = cv2.boxFilter(np.sqrt(x * x + y * y), -1, (7, 7))[points[..., 1], points[..., 0]]
         maps.append(slope / (slope + TEXTURE))
     return np.stack(maps).astype(np.float32)
 
