@@ -16,7 +16,11 @@ if not torch.cuda.is_available():  # kernels then run in Triton's interpreter, w
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes share the tests by file, for the sake of fixtures; what starts Ray clusters stays in one of them."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("cluster" if "cluster" in item.path.parts else item.path.stem))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device; none is visible here")

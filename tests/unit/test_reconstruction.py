@@ -38,6 +38,31 @@ def test_share_weighs_appearance_against_rigidity(seen: tuple[Clip, dict[str, An
     assert score.value == pytest.approx(mixed * parts["link"] * parts["order"] * parts["motion"])
 
 
+def test_photometric_takes_its_share_of_the_mean(seen: tuple[Clip, dict[str, Any]]) -> None:
+    plain, mixed = Reconstruction().score(*seen), Reconstruction(photometric=0.25, decibels=(20.0, 40.0)).score(*seen)
+    parts, psnr = mixed.parts, seen[1]["geometry"].photometric
+    assert 20 < psnr < 40
+    assert parts["photometric"] == pytest.approx((psnr - 20) / 20)
+    factors = parts["link"] * parts["order"] * parts["motion"]
+    assert mixed.value == pytest.approx(0.75 * plain.value + 0.25 * parts["photometric"] * factors)
+
+
+def test_louder_textures_pay_in_appearance_and_not_in_photometric(seen: tuple[Clip, dict[str, Any]]) -> None:
+    """The same unsteadiness of every frame under textures half as loud again: what the policy found to raise patch correlation."""
+    clip = seen[0]
+    unsteady = np.random.default_rng(0).normal(0, 12, clip.video.shape[:3])
+    shaken = np.stack([cv2.GaussianBlur(frame, (0, 0), 1.5) for frame in unsteady])[..., None] * 4
+    smooth = np.stack([cv2.GaussianBlur(frame, (0, 0), 4.0) for frame in clip.video]).astype(np.float32)
+    parts = []
+    for loud in (1.0, 1.5):
+        video = (smooth + loud * (clip.video - smooth) + shaken).round().clip(0, 255).astype(np.uint8)
+        found = FlowBA(device="cpu").observe([replace(clip, video=video)], [{}])[0]
+        assert isinstance(found, dict)
+        parts.append(Reconstruction().score(replace(clip, video=video), found).parts)
+    assert parts[1]["appearance"] > parts[0]["appearance"] + 0.03
+    assert parts[1]["photometric"] < parts[0]["photometric"] + 0.01
+
+
 def test_a_lower_threshold_of_the_link_forgives_more(seen: tuple[Clip, dict[str, Any]]) -> None:
     link = seen[1]["geometry"].link
     strict, kind = (Reconstruction(link=(low, high)).score(*seen).parts["link"] for low, high in ((link, 1.5), (0.0, link)))
@@ -74,6 +99,8 @@ def test_quick_flow_sees_the_same_appearance(seen: tuple[Clip, dict[str, Any]]) 
         ({"rigidity": "soft"}, "rigidity"),
         ({"order": (0.9, 0.5)}, "order"),
         ({"relative": -0.1}, "relative"),
+        ({"photometric": 2.0}, "photometric"),
+        ({"decibels": (30.0, 20.0)}, "decibels"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], said: str) -> None:

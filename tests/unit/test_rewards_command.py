@@ -77,7 +77,7 @@ def test_list_says_what_each_needs_and_whether_it_can_run(
         rows["reward", "reconstruction"].items()
         >= {
             "needs": "geometry",
-            "gives": "appearance, rigidity, link, order, motion",
+            "gives": "appearance, rigidity, photometric, link, order, motion",
             "licence": "Apache-2.0",
             "state": "ready",
         }.items()

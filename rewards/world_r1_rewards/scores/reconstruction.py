@@ -32,11 +32,13 @@ class Reconstruction(Reward):
     asks for a fixed camera is held against the correlation alone. `link` and `order` [low, high], the values of the worst link and of
     the flow's straightness between which those factors rise from 0 to 1: the defaults tell a cut and shuffled frames from a wobble;
     for training, where every video of a group hangs together, [0, 0.15] and [0.3, 0.6] leave out what is mostly noise of the
-    measurement. `share` of appearance in the mean.
+    measurement. `share` of appearance in the mean. `photometric` in 0..1 gives that share of the mean to the PSNR of the re-rendering, from
+    `decibels` [low, high]: patch correlation rises with texture, whose errors PSNR counts in full, so that with both neither louder
+    nor smoother surfaces pay. It is not blind to contrast: with much of it, fading pays.
     """
 
     name, needs = "reconstruction", ("geometry",)
-    parts = ("appearance", "rigidity", "link", "order", "motion")
+    parts = ("appearance", "rigidity", "photometric", "link", "order", "motion")
     rigid_wins = 0.15
 
     def __init__(
@@ -46,17 +48,19 @@ class Reconstruction(Reward):
         share: float = 0.5,
         order: Sequence[float] = (0.5, 0.85),
         relative: float = 0.0,
+        photometric: float = 0.0,
+        decibels: Sequence[float] = (15.0, 35.0),
     ) -> None:
         if rigidity not in RIGIDITY:
             raise ValueError(f"reconstruction: rigidity is {', '.join(RIGIDITY)}, got {rigidity!r}")
-        for name, ends in (("link", link), ("order", order)):
+        for name, ends in (("link", link), ("order", order), ("decibels", decibels)):
             if len(ends) != 2 or not 0 <= ends[0] < ends[1]:
                 raise ValueError(f"reconstruction: {name} is [low, high] with 0 <= low < high, got {list(ends)}")
-        for name, part in (("share of appearance", share), ("relative", relative)):
+        for name, part in (("share of appearance", share), ("relative", relative), ("photometric", photometric)):
             if not 0 <= part <= 1:
                 raise ValueError(f"reconstruction: {name} must lie in [0, 1], got {part}")
-        self.link, self.order = tuple(link), tuple(order)
-        self.share, self.relative = share, relative
+        self.link, self.order, self.decibels = tuple(link), tuple(order), tuple(decibels)
+        self.share, self.relative, self.photometric = share, relative, photometric
         self.measure = RIGIDITY[rigidity]
 
     def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
@@ -66,8 +70,12 @@ class Reconstruction(Reward):
         link = ramp(geometry.link, *self.link)
         order = ramp(geometry.straightness, *self.order)
         motion = motion_gate(clip, geometry)
-        value = (self.share * appearance + (1 - self.share) * rigidity) * link * order * motion
-        return self.ok(value, appearance=appearance, rigidity=rigidity, link=link, order=order, motion=motion)
+        photometric = ramp(geometry.photometric, *self.decibels)
+        explained = self.share * appearance + (1 - self.share) * rigidity
+        value = ((1 - self.photometric) * explained + self.photometric * photometric) * link * order * motion
+        return self.ok(
+            value, appearance=appearance, rigidity=rigidity, photometric=photometric, link=link, order=order, motion=motion
+        )
 
     def _appearance(self, clip: Clip, geometry: Geometry) -> float:
         if not self.relative or (clip.trajectory is not None and commanded_motion(clip.trajectory, geometry) < STILL):
