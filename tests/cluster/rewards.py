@@ -47,6 +47,7 @@ class Fatal(Reward):
             if died < self.deaths:
                 with open(self.counter, "ab") as file:
                     file.write(b"x")
+                time.sleep(0.5)  # answers given before are on their way, and one that is lost with its sender is asked for again
                 os._exit(1)
         return self.ok(fingerprint(clip))
 
