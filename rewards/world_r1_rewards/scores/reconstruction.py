@@ -33,8 +33,8 @@ class Reconstruction(Reward):
     the flow's straightness between which those factors rise from 0 to 1: the defaults tell a cut and shuffled frames from a wobble;
     for training, where every video of a group hangs together, [0, 0.15] and [0.3, 0.6] leave out what is mostly noise of the
     measurement. `share` of appearance in the mean. `photometric` in 0..1 gives that share of the mean to the PSNR of the re-rendering, from
-    `decibels` [low, high]: patch correlation rises with texture, whose errors PSNR counts in full, so that with both neither louder
-    nor smoother surfaces pay. It is not blind to contrast: with much of it, fading pays.
+    `decibels` [low, high]: patch correlation rises with texture, whose errors PSNR counts in full, so that with both louder
+    surfaces pay less. It is not blind to contrast: with much of it, fading pays.
     """
 
     name, needs = "reconstruction", ("geometry",)
