@@ -17,9 +17,7 @@ import ray
 from tests.cluster.rewards import fingerprint
 from world_r1.actors.judge import Judge, Judges
 from world_r1.config import RewardsConfig
-from world_r1.serving.config import PoolConfig
 from world_r1.serving.items import missing
-from world_r1.serving.pool import start_worker
 from world_r1.types import Clip, Prompt, Verdict
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
@@ -65,17 +63,6 @@ def test_no_verdict_reaches_another_caller_under_many_callers_and_jittered_times
             assert [verdict.clip for verdict in verdicts] == [clip.id for clip in clips]
             assert [verdict.total for verdict in verdicts] == [fingerprint(clip) for clip in clips]
         assert judges.replaced == 0
-
-
-def test_a_worker_that_is_to_be_nice_gives_way_by_as_much_as_it_was_told() -> None:
-    config = PoolConfig.model_validate({"rewards": {"rewards": [{"name": f"{REWARDS}:Fingerprint"}]}, "cpus": 0.1})
-    workers = [start_worker(config), start_worker(config, nice=3)]
-    try:
-        plain, nice = (os.getpriority(os.PRIO_PROCESS, ray.get(worker.setup.remote())["pid"]) for worker in workers)
-    finally:
-        for worker in workers:
-            ray.kill(worker)
-    assert nice == min(plain + 3, 19)
 
 
 def test_a_judge_that_dies_once_is_replaced_and_its_clips_are_scored(tmp_path: Path) -> None:

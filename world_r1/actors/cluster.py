@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 
 #: Settings of a cluster of our own: Ray would run its workers at niceness 15, where any other process of the machine starves them.
 LOCAL = {"worker_niceness": 0}
-#: Judges of a cluster of our own give way to the policy: a GPU waits for the one thread that feeds it, judges wait for nobody.
-JUDGES_NICE = 5
 
 #: Seconds between looks at the stop flag while waiting.
 TICK = 0.25
@@ -282,9 +280,7 @@ class Cluster:
     def _make_judge(self) -> Any:
         settings = self.config.cluster
         share = {"cpus": settings.cpus_per_judge, "gpus": settings.gpus_per_judge, "threads": settings.threads}
-        return start_worker(
-            PoolConfig(rewards=self.config.rewards, **share), JUDGES_NICE if self.owned and not self._address() else 0
-        )
+        return start_worker(PoolConfig(rewards=self.config.rewards, **share))
 
     def _await_actors(self, begin: float) -> None:
         """Until every actor has loaded what it needs; an actor's own error (an unreadable model, an unknown reward) is raised as it is."""

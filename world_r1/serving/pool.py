@@ -37,8 +37,8 @@ class Closed(RuntimeError):
     """The pool was shut down while the caller waited."""
 
 
-def start_worker(config: PoolConfig, nice: int = 0) -> Any:
-    """One worker actor with the pool's share of the cluster; it has not loaded anything yet. `nice`: see `Worker`."""
+def start_worker(config: PoolConfig) -> Any:
+    """One worker actor with the pool's share of the cluster; it has not loaded anything yet."""
     options: dict[str, Any] = {"num_cpus": config.cpus, "num_gpus": config.gpus}
     if config.memory_gib is not None:
         options["memory"] = int(config.memory_gib * 2**30)
@@ -48,7 +48,7 @@ def start_worker(config: PoolConfig, nice: int = 0) -> Any:
         options["label_selector"] = dict(config.labels)
     if config.runtime_env:
         options["runtime_env"] = dict(config.runtime_env)
-    return ray.remote(Worker).options(**options).remote(config.rewards, config.threads, nice)
+    return ray.remote(Worker).options(**options).remote(config.rewards, config.threads)
 
 
 class Pool:

@@ -19,17 +19,13 @@ from world_r1.types import Clip, NotFinite
 class Worker:
     """Runs the rubric on clips; holds no state between calls."""
 
-    def __init__(self, config: RewardsConfig, threads: int = 1, nice: int = 0) -> None:
-        """`nice`: how much this process gives way to others that want the same cores (0: not at all, 19: always)."""
+    def __init__(self, config: RewardsConfig, threads: int = 1) -> None:
         self.config = config
         self.threads = threads
-        self.nice = nice
         self.rubric: Any = None
 
     def setup(self) -> dict[str, Any]:
         """Build the rubric; returns what `describe` says. A worker without a share of a GPU does not see one."""
-        if self.nice and hasattr(os, "nice"):
-            os.nice(self.nice)
         if not ray.get_gpu_ids():
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         from world_r1.reward import Rubric
