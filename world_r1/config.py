@@ -32,6 +32,9 @@ class LoraConfig(Strict):
     rank: int = Field(32, ge=1)
     alpha: float = Field(64.0, gt=0)
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    #: Singular directions of every layer's update that evaluation and the saved adapter keep, the strongest first; null keeps all. What a
+    #: reward teaches is in the first, what the others hold is mostly the random walk of noisy gradients (`world_r1.lowrank`).
+    keep: int | None = Field(None, ge=1)
 
 
 class ModelConfig(Strict):

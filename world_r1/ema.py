@@ -7,19 +7,23 @@ from contextlib import contextmanager
 
 import torch
 
+from world_r1.lowrank import strongest_directions
+
 
 class EMA:
     """Shadow copies a <- d a + (1 - d) w, float32, on the parameters' devices.
 
     The decay starts low, d = min(decay, (1 + n) / (10 + n)) at update n, so that the average of a short run is not the initial
-    weights. decay = 0 keeps the average equal to the weights.
+    weights. decay = 0 keeps the average equal to the weights. With `keep`, what is handed out of every adapter pair is its `keep` strongest
+    directions (`world_r1.lowrank`); the running average itself stays whole.
     """
 
-    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], decay: float) -> None:
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], decay: float, keep: int | None = None) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"the decay of an average must be in [0, 1), got {decay}; 0 switches it off")
         self.parameters = dict(parameters)
         self.decay = decay
+        self.keep = keep
         self.updates = 0
         self.average = {name: parameter.detach().float().clone() for name, parameter in self.parameters.items()}
 
@@ -31,11 +35,15 @@ class EMA:
         for name, parameter in self.parameters.items():
             self.average[name].lerp_(parameter.detach().float(), 1.0 - decay)
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What evaluation and the saved adapter use: the averages by name, adapters cut to `keep` directions."""
+        return dict(self.average) if self.keep is None else strongest_directions(self.average, self.keep)
+
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the parameters hold the averages; afterwards the trained weights are back, bit for bit."""
+        """Inside, the parameters hold `weights()`; afterwards the trained weights are back, bit for bit."""
         trained = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-        self._write(self.average)
+        self._write(self.weights())
         try:
             yield
         finally:

@@ -76,7 +76,8 @@ class Job:
         self.policy: Policy = load_policy(config)
         self.rubric = Rubric(config.rewards)
         self.algorithm = FlowGRPO(config)
-        self.average = EMA(self.policy.named_parameters(), config.model.ema_decay)
+        lora = config.model.lora
+        self.average = EMA(self.policy.named_parameters(), config.model.ema_decay, lora.keep if lora else None)
         self.deadline = None if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
         self.rollouts: list[Rollout] = []
         self.clips: dict[str, Clip] = {}
@@ -216,7 +217,7 @@ class Job:
 
     def evaluate(self, folder: str, average: EMA | None) -> Any:
         """Held-out evaluation of the present or the averaged weights."""
-        state = None if average is None else {name: value.cpu().numpy() for name, value in average.average.items()}
+        state = None if average is None else {name: value.cpu().numpy() for name, value in average.weights().items()}
         progress: Callable[[int, int], None] = lambda n, total: self.record.status(f"{folder}: {n}/{total} clips")  # noqa: E731
         return evaluation.evaluate(self.policy, self.config, state, self.config.directory / folder, progress=progress)
 

@@ -47,7 +47,7 @@ class Trainer:
             weight_decay=settings.weight_decay,
             fused=config.speed.fused_optimizer or None,  # None leaves the choice to torch
         )
-        self.average = EMA(self.parameters, config.model.ema_decay)
+        self.average = EMA(self.parameters, config.model.ema_decay, config.model.lora.keep if config.model.lora else None)
         #: Rollout batches learned from: the version of the present weights.
         self.version = 0
         #: Optimizer steps taken, and refused because something was not finite.

@@ -112,8 +112,8 @@ def test_gap_closed_is_measured_towards_the_round_trip() -> None:
 def test_draws_without_a_gap_leave_a_finite_interval() -> None:
     """Of a metric of yes and no few clips may differ from their round trips, so that some draws meet none of them."""
     count, apart = 96, 4
-    start, end = evaluation({"direction": [0.0] * count}), evaluation({"direction": [1.0] * 2 + [0.0] * (count - 2)})
-    trip = evaluation({"direction": [1.0] * apart + [0.0] * (count - apart)})["rows"]
-    entry = compare(start, end, reference={"render": trip, "roundtrip": trip}, draws=20_000)["direction"]
+    start, end = evaluation({"fidelity": [0.0] * count}), evaluation({"fidelity": [1.0] * 2 + [0.0] * (count - 2)})
+    trip = evaluation({"fidelity": [1.0] * apart + [0.0] * (count - apart)})["rows"]
+    entry = compare(start, end, reference={"render": trip, "roundtrip": trip}, draws=20_000)["fidelity"]
     assert entry["gap_closed"] == pytest.approx(0.5)
     assert np.isfinite(entry["gap_ci95"]).all()

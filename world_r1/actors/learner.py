@@ -139,8 +139,9 @@ class Learner:
 
     def _state_for(self, what: str) -> dict[str, Any] | None:
         """The weights that an evaluation of "average" or "base" samples with; None: those that are there."""
-        average = self.trainer.average.average
-        return {name: value.cpu().numpy() for name, value in average.items()} if what == "average" else None
+        if what != "average":
+            return None
+        return {name: value.cpu().numpy() for name, value in self.trainer.average.weights().items()}
 
     def export(self, directory: str) -> str:
         """Write the averaged weights for inference (`--lora`), in diffusers layout."""

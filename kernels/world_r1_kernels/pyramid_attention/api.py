@@ -166,6 +166,8 @@ def _check_kernel_inputs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan
     if not interpreted and q.dtype not in (torch.bfloat16, torch.float16):
         raise ValueError(f"the kernels take bfloat16 or float16, got {q.dtype}; convert, or pass backend='reference'")
     if not interpreted and plan.block < 64:
-        raise ValueError(f"the kernels take blocks of 64 or 128 tokens, got {plan.block}")
+        raise ValueError(
+            f"the kernels take blocks of 64 or 128 tokens, got {plan.block}; for smaller ones pass backend='reference'"
+        )
     if plan.correction == "diagonal":
         raise ValueError("the kernels know the corrections 'isotropic' and 'none'; 'diagonal' is for backend='reference'")
