@@ -19,7 +19,7 @@ MODEL_METRICS: Mapping[str, Metric] = {
     "fidelity": Metric("higher", "guard", "share of the prompt's facts that an evaluation-only model finds in the clip"),
     # the model is right on 45 % of real renders in motion (poses of a reconstruction on 98 %, LOG.md): no measure of anything by itself
     "direction": Metric("higher", "reference", "share of clips whose camera moves as told in every axis, by the same model"),
-    "quality": Metric("higher", "guard", "probability of being undamaged, by the same model"),
+    "quality": Metric("higher", "guard", "probability of being undamaged, by an evaluation-only model"),
 }
 
 
