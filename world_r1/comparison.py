@@ -17,7 +17,7 @@ from world_r1.heldout import METRICS, Metric
 #: Metrics of the evaluation-only model; `Metric.role` says what each may be used for.
 MODEL_METRICS: Mapping[str, Metric] = {
     "fidelity": Metric("higher", "guard", "share of the prompt's facts that an evaluation-only model finds in the clip"),
-    # the model is right on 45 % of real renders in motion (poses of a reconstruction on 98 %, LOG.md): no measure of anything by itself
+    # the model is right on 43 % of real renders of an exam (poses of a reconstruction on 98 % of their round trips, LOG.md): no guard
     "direction": Metric("higher", "reference", "share of clips whose camera moves as told in every axis, by the same model"),
     "quality": Metric("higher", "guard", "probability of being undamaged, by an evaluation-only model"),
 }
