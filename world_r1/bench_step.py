@@ -344,7 +344,7 @@ def _fitting(tree: Mapping[str, Any], quick: bool) -> dict[str, Any]:
     """Small settings where the model is small: blocks of 16 tokens, and a compiler that starts no minute-long build."""
     tree = dict(tree)
     if quick and tree["speed"].get("attention"):
-        tree = merged(tree, {"speed": {"attention": {"block": 16, "density": 0.4, "backend": "reference"}}})
+        tree = merged(tree, {"speed": {"attention": {"block": 16, "density": 0.4, "backend": "masked"}}})
     if quick:
         tree = merged(tree, {"speed": {"compile": False}})
     if tree["model"]["policy"] != "wan":  # its attention and its decoder have no such switches

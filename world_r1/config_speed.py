@@ -30,7 +30,8 @@ class AttentionConfig(Strict):
     dense_layers: tuple[int, ...] = ()
     #: All layers are dense at sigma above this.
     dense_above: float | None = Field(None, ge=0, le=1)
-    backend: Literal["auto", "triton", "reference"] = "auto"
+    #: "auto": kernels on a GPU, elsewhere the reference; "masked": plain PyTorch for short sequences, with blocks of any size.
+    backend: Literal["auto", "triton", "masked", "reference"] = "auto"
     #: Keep the plans of trained steps with the rollout and take log-probs under them; false draws them anew in the update.
     replay: bool = True
 

@@ -111,7 +111,7 @@ def shrunk(config: Config) -> Config:
     tree["optimizer"]["micro_batch"] = min(VIDEOS, config.optimizer.micro_batch)
     tree["cluster"]["sample_batch"] = None
     if config.speed.attention.kind != "dense":
-        tree["speed"]["attention"] |= {"block": 16, "density": max(0.4, config.speed.attention.density), "backend": "reference"}
+        tree["speed"]["attention"] |= {"block": 16, "density": max(0.4, config.speed.attention.density), "backend": "masked"}
     tree["speed"]["compile"] = False  # minutes for programs that a tiny model does not need
     tree["speed"]["vae_dtype"] = "fp32"
     return parse(tree, source="the dry run")

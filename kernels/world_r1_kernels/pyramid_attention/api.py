@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 
-from world_r1_kernels.pyramid_attention import reference
+from world_r1_kernels.pyramid_attention import masked, reference
 from world_r1_kernels.pyramid_attention.plan import Plan
-from world_r1_kernels.pyramid_attention.select import PyramidConfig, make_plan, plan_and_pool
+from world_r1_kernels.pyramid_attention.select import PyramidConfig, drawn_by, make_plan, plan_and_pool
 
 if TYPE_CHECKING:
     from world_r1_kernels.pyramid_attention.launch import Pyramid
 
-BACKENDS = ("auto", "triton", "reference")
+BACKENDS = ("auto", "triton", "masked", "reference")
+PLAIN = {"masked": masked.attention, "reference": reference.attention}
 LAYOUTS = ("BHND", "BNHD")
 
 
@@ -49,8 +50,9 @@ def pyramid_attention(
     1/sqrt(D) and must be positive.
 
     backend "triton" needs a CUDA device (bfloat16 or float16, D of 64 or 128) or Triton's interpreter (float32 or float16); "reference"
-    is plain PyTorch, slow, any float type; "auto" takes triton on a GPU and otherwise the reference, with one warning. A call that records
-    gradients never falls back by itself. ValueError for anything that does not fit.
+    is plain PyTorch, slow, any float type; "masked" is the reference's function at once, in the memory of dense attention, for short
+    sequences; "auto" takes triton on a GPU and otherwise the reference, with one warning. A call that records gradients never falls back
+    by itself. The plain ones draw their plans plainly, too. ValueError for anything that does not fit.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout is one of {', '.join(LAYOUTS)}, got {layout!r}")
@@ -59,16 +61,17 @@ def pyramid_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if scale <= 0:
         raise ValueError(f"scale must be positive, got {scale}")
+    chosen = choose_backend(q, backend, any(x.requires_grad for x in (q, k, v)) and torch.is_grad_enabled())
     pyramid = None
     if not isinstance(plan, Plan):
         _check_heads(qh, kh, vh)
-        drawn: tuple[Plan, Pyramid | None] = plan_and_pool(qh, kh, vh, plan or PyramidConfig(), scale)
+        drawn: tuple[Plan, Pyramid | None] = plan_and_pool(qh, kh, vh, plan or PyramidConfig(), scale, drawn_by(chosen))
         plan, pyramid = drawn
     reference.check_shapes(qh, kh, vh, plan)
     if plan.levels.device != q.device:
         plan = plan.to(q.device)
-    if choose_backend(q, backend, any(x.requires_grad for x in (q, k, v)) and torch.is_grad_enabled()) == "reference":
-        out, lse = reference.attention(qh, kh, vh, plan, scale)
+    if chosen in PLAIN:
+        out, lse = PLAIN[chosen](qh, kh, vh, plan, scale)
         out, lse = (out.transpose(1, 2) if bnhd else out), lse.float()
     else:
         from world_r1_kernels.pyramid_attention import operator
@@ -108,25 +111,25 @@ def pyramid_attention_varlen(
 
 
 def choose_backend(q: torch.Tensor, backend: str, training: bool) -> str:
-    """ "triton" or "reference" for "auto"; ValueError for one that cannot run here."""
+    """ "triton" or "reference" for "auto", others as they are; ValueError for one that cannot run here."""
     if backend not in BACKENDS:
         raise ValueError(f"backend is one of {', '.join(BACKENDS)}, got {backend!r}")
-    if backend == "reference":
+    if backend in PLAIN:
         return backend
     able = q.device.type == "cuda" and has_triton()
     if backend == "triton":
         if not able and not (has_triton() and _interpreted()):
             raise ValueError(
                 f"the Triton kernels cannot run on {q.device.type} tensors here: move q, k, v to a CUDA device with the triton package "
-                "installed, set TRITON_INTERPRET=1 before starting Python (slow, for tests), or pass backend='reference'"
+                "installed, set TRITON_INTERPRET=1 before starting Python (slow, for tests), or pass backend='masked'"
             )
         return backend
     if able:
         return "triton"
     if training:
         raise ValueError(
-            f"no Triton kernel for {q.device.type} tensors here, and gradients are recorded: the reference is slow and adds in another "
-            "order than the kernels, so training has to ask for it: backend='reference'"
+            f"no Triton kernel for {q.device.type} tensors here, and gradients are recorded: plain PyTorch is slow and adds in another "
+            "order than the kernels, so training has to ask for it: backend='masked' (short sequences) or 'reference'"
         )
     _warn_once(q.device.type)
     return "reference"
@@ -167,7 +170,7 @@ def _check_kernel_inputs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan
         raise ValueError(f"the kernels take bfloat16 or float16, got {q.dtype}; convert, or pass backend='reference'")
     if not interpreted and plan.block < 64:
         raise ValueError(
-            f"the kernels take blocks of 64 or 128 tokens, got {plan.block}; for smaller ones pass backend='reference'"
+            f"the kernels take blocks of 64 or 128 tokens, got {plan.block}; for smaller ones pass backend='masked' or 'reference'"
         )
     if plan.correction == "diagonal":
         raise ValueError("the kernels know the corrections 'isotropic' and 'none'; 'diagonal' is for backend='reference'")

@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from world_r1_kernels.pyramid_attention.api import pyramid_attention
 from world_r1_kernels.pyramid_attention.plan import Plan
-from world_r1_kernels.pyramid_attention.select import PyramidConfig, make_plan
+from world_r1_kernels.pyramid_attention.select import PyramidConfig, drawn_by, make_plan
 
 #: Name in transformers' tables of attention and mask functions.
 NAME = "world_r1_pyramid"
@@ -58,7 +58,7 @@ class LanguageAttention:
             self.plans.pop(layer, None)
             return exact(q, k, v, mask, scale)
         lengths = None if mask is None else right_padded(mask)
-        plan = make_plan(q, k, self.config, scale=scale, lengths=lengths)
+        plan = make_plan(q, k, self.config, scale=scale, lengths=lengths, backend=drawn_by(self.backend))
         self.plans[layer] = plan
         return pyramid_attention(q, k, v, plan, scale=scale, backend=self.backend)
 

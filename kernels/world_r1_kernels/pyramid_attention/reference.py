@@ -84,7 +84,8 @@ def _one_head(
             seen = levels[i][block_of] == size
             if plan.everywhere and size == plan.rest:
                 seen = torch.ones_like(seen)
-            logits.append(pooled_logits(rows, keys, seen, plan.correction if size > 1 else "none", scale))
+            shown = Pooled(keys.mean[seen], keys.variance[seen], keys.count[seen])
+            logits.append(pooled_logits(rows, shown, plan.correction if size > 1 else "none", scale))
             values.append(means[seen])
             if plan.causal and size == 1:
                 visible = (
@@ -98,15 +99,15 @@ def _one_head(
     return torch.cat(outputs), torch.cat(sums)
 
 
-def pooled_logits(q: torch.Tensor, keys: Pooled, seen: torch.Tensor, correction: str, scale: float) -> torch.Tensor:
-    """Logits [rows, seen groups] of queries q [rows, D] on pooled keys, biased by log count and the variance correction."""
-    log_count = keys.count[seen].to(q.dtype).log()
-    logits = scale * q @ keys.mean[seen].T + log_count
-    variance = keys.variance[seen]
+def pooled_logits(q: torch.Tensor, keys: Pooled, correction: str, scale: float) -> torch.Tensor:
+    """Logits [..., rows, groups] of queries q [..., rows, D] on pooled keys, biased by log count and the variance correction."""
+    log_count = keys.count.to(q.dtype).log()
+    logits = scale * q @ keys.mean.transpose(-1, -2) + log_count
     if correction == "isotropic":
-        c = scale**2 / (2 * q.shape[-1]) * q.square().sum(-1, keepdim=True) * variance.sum(-1)
+        spread = keys.variance.sum(-1)[..., None, :]
+        c = scale**2 / (2 * q.shape[-1]) * q.square().sum(-1, keepdim=True) * spread
     elif correction == "diagonal":
-        c = scale**2 / 2 * q.square() @ variance.T
+        c = scale**2 / 2 * q.square() @ keys.variance.transpose(-1, -2)
     else:
         return logits
     return logits + torch.minimum(c, log_count)

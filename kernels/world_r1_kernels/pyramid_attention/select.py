@@ -114,12 +114,17 @@ def make_plan(
     return draw(q, k, config, scale)
 
 
+def drawn_by(attention: str) -> str:
+    """The backend that draws plans for an attention backend: plain ones draw plainly, and so the same plans on any machine."""
+    return "reference" if attention in ("masked", "reference") else "auto"
+
+
 def _fast(q: torch.Tensor, config: PyramidConfig, backend: str) -> bool:
     """Whether the selection kernels draw this plan."""
-    from world_r1_kernels.pyramid_attention.api import BACKENDS, has_triton
+    from world_r1_kernels.pyramid_attention.api import has_triton
 
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend not in ("auto", "triton", "reference"):
+        raise ValueError(f"backend is one of auto, triton, reference, got {backend!r}")
     if backend == "reference" or (backend == "auto" and not (q.device.type == "cuda" and has_triton())):
         return False
     width = q.shape[-1]

@@ -13,7 +13,7 @@ import torch
 from world_r1_kernels.order import TokenOrder, token_order
 from world_r1_kernels.pyramid_attention.api import pyramid_attention
 from world_r1_kernels.pyramid_attention.plan import Plan
-from world_r1_kernels.pyramid_attention.select import PyramidConfig, make_plan
+from world_r1_kernels.pyramid_attention.select import PyramidConfig, drawn_by, make_plan
 
 
 @dataclass
@@ -101,7 +101,7 @@ class PyramidAttention(ABC):
             return torch.nn.functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
         if layer not in call.plans:
             config = replace(self.config, dense=((-text, 0),)) if text else self.config
-            call.plans[layer] = make_plan(q.transpose(1, 2), k.transpose(1, 2), config)
+            call.plans[layer] = make_plan(q.transpose(1, 2), k.transpose(1, 2), config, backend=drawn_by(self.backend))
         return pyramid_attention(q, k, v, call.plans[layer], layout="BNHD", backend=self.backend)
 
     def _call(self, grid: tuple[int, int, int], sigma: float) -> Call:
