@@ -265,19 +265,26 @@ def test_a_batch_on_both_sides_of_dense_above_gives_what_its_videos_give_alone(
 
 
 def test_stored_plans_come_back() -> None:
+    """Packed row by row and unpacked in any order of rows, branches of several videos mixed; odd counts fill their last byte."""
     from world_r1_kernels.pyramid_attention import PyramidConfig, make_plan
 
-    q, k = (torch.randn(1, 3, 70, 16, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    from world_r1.policies.sparse import _joined
+
+    q, k = (torch.randn(4, 3, 70, 16, generator=torch.Generator().manual_seed(i)) for i in range(2))
     for levels in ((1,), (1, 2, 8)):
         plans = {layer: make_plan(q + layer, k, PyramidConfig(density=0.4, block=16, levels=levels)) for layer in (0, 3)}
-        other = {layer: make_plan(q - layer, k, PyramidConfig(density=0.4, block=16, levels=levels)) for layer in (0, 3)}
-        stored = pack([plans, other])
-        assert stored.packed.nbytes <= 2 * 2 * (-(-3 * 25 // (4 if levels == (1,) else 2)))
-        for branch, wanted in enumerate((plans, other)):
-            found = unpack(stored, branch)
-            assert all(torch.equal(found[layer].levels, wanted[layer].levels) for layer in wanted)
-            assert found[3].rest == wanted[3].rest
-            assert found[3].has_rest == wanted[3].has_rest
+        rows = pack(plans)
+        videos = [_joined(rows[:2]), _joined(rows[2:])]
+        assert all(one.packed.nbytes <= 2 * 2 * (-(-3 * 25 // (4 if levels == (1,) else 2))) for one in videos)
+        found = unpack([(videos[1], 0), (videos[0], 1), (videos[1], 1), (videos[0], 0)])
+        for layer, wanted in plans.items():
+            assert torch.equal(found[layer].levels, wanted.levels[[2, 1, 3, 0]])
+            assert (found[layer].rest, found[layer].has_rest) == (wanted.rest, wanted.has_rest)
+        with pytest.raises(ValueError, match="without guidance"):
+            unpack([(rows[0], 1)])
+    other = pack({layer: make_plan(q, k, PyramidConfig(density=0.4, block=32)) for layer in (0, 3)})
+    with pytest.raises(ValueError, match="different models or settings"):
+        unpack([(rows[0], 0), (other[0], 0)])
 
 
 def test_checkpointing_takes_as_many_blocks_as_the_memory_asks_for() -> None:

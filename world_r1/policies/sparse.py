@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from world_r1.config_speed import AttentionConfig
@@ -76,18 +78,19 @@ class Session:
         self.wanted = wanted
         #: Per finished `velocity` call, per video.
         self.taken: list[list[AttentionPlans | None]] = []
-        self._rows: dict[tuple[int, int], dict[int, Plan]] = {}
-        self._opened: dict[int, dict[int, Plan]] = {}
+        #: Forwards of this call so far: their rows, (video, branch) each, and plans; none where attention was dense.
+        self._seen: list[tuple[Sequence[tuple[int, int]], dict[int, Plan]]] = []
 
     @contextmanager
     def call(self, videos: int) -> Iterator[None]:
         """One `velocity` call of so many videos. ValueError if it replays another number."""
         if self.given is not None and len(self.given) != videos:
             raise ValueError(f"{len(self.given)} videos' attention plans are replayed, but the batch has {videos} videos")
-        self._rows = {}
+        self._seen = []
         yield
         if self.given is None:
-            self.taken.append([self._packed(video) for video in range(videos)])
+            found = {row: one for rows, plans in self._seen if plans for row, one in zip(rows, pack(plans), strict=True)}
+            self.taken.append([_joined([found[row] for row in sorted(found) if row[0] == video]) for video in range(videos)])
 
     @contextmanager
     def around(self, name: str, rows: Sequence[tuple[int, int]]) -> Iterator[None]:
@@ -97,79 +100,74 @@ class Session:
             yield
         elif self.given is not None:
             device = next(attention.handle.transformer.parameters()).device
-            joined = self._joined(rows, device)
+            joined = self._given(rows, device)
             with attention.handle.replaying([joined if attention.shared is None else attention.shared.own(joined)]):
                 yield
         else:
             with attention.handle.recording() as recorded:
                 yield
             plans = recorded[-1] if attention.shared is None else attention.shared.whole(recorded[-1])
-            for index, row in enumerate(rows):
-                self._rows[row] = {layer: _row(plan, index) for layer, plan in plans.items()}
+            self._seen.append((rows, plans))
 
-    def _packed(self, video: int) -> AttentionPlans | None:
-        branches = sorted(branch for one, branch in self._rows if one == video)
-        plans = [self._rows[video, branch] for branch in branches]
-        return pack(plans) if plans and plans[0] else None
-
-    def _joined(self, rows: Sequence[tuple[int, int]], device: torch.device) -> dict[int, Plan]:
+    def _given(self, rows: Sequence[tuple[int, int]], device: torch.device) -> dict[int, Plan]:
         """{layer: plan} of a forward with these rows, on the device; empty where all of them were dense."""
-        from dataclasses import replace
-
         assert self.given is not None
-        plans = [self._plans_of(row, device) for row in rows]
-        if not any(plans):
+        stored = [self.given[video] for video, _ in rows]
+        sparse = [(one, branch) for one, (_, branch) in zip(stored, rows, strict=True) if one is not None]
+        if not sparse:
             return {}
-        if not all(plans):
+        if len(sparse) < len(rows):
             raise ValueError("a batch mixes videos whose attention was sparse at this step with such where it was dense")
-        return {layer: replace(plan, levels=torch.cat([one[layer].levels for one in plans])) for layer, plan in plans[0].items()}
-
-    def _plans_of(self, row: tuple[int, int], device: torch.device) -> dict[int, Plan]:
-        video, branch = row
-        assert self.given is not None
-        stored = self.given[video]
-        if stored is None:
-            return {}
-        if branch >= stored.shape[0]:
-            raise ValueError("the rollout was sampled without guidance and is trained with it; model.guidance_scale has changed")
-        return unpack(stored, branch, device)
+        return unpack(sparse, device)
 
 
-def _row(plan: Plan, index: int) -> Plan:
-    from dataclasses import replace
+def _joined(branches: Sequence[AttentionPlans]) -> AttentionPlans | None:
+    """The plans of a video from those of its branches; None without any."""
+    if not branches:
+        return None
+    packed = np.concatenate([one.packed for one in branches])
+    return replace(branches[0], packed=packed, shape=(len(branches), *branches[0].shape[1:]))
 
-    return replace(plan, levels=plan.levels[index : index + 1])
 
+def pack(plans: dict[int, Plan]) -> list[AttentionPlans]:
+    """Each sequence's part of {layer: plan [B, H, nq, nk]} as plain data of one branch. ValueError for padded batches.
 
-def pack(branches: Sequence[dict[int, Plan]]) -> AttentionPlans:
-    """The plans [1, H, nq, nk] of one video, per branch {layer: plan}, as plain data. ValueError for padded batches."""
-    layers = tuple(sorted(branches[0]))
-    first = branches[0][layers[0]]
+    All at once: a batch has hundreds of small maps, and one by one on a GPU they would cost more than the attention they describe.
+    """
+    layers = tuple(sorted(plans))
+    first = plans[layers[0]]
     if first.lengths is not None:
         raise ValueError("plans of padded batches cannot be stored")
     settings = {name: getattr(first, name) for name in SETTINGS}
-    values = sorted({0, *first.sizes, *([first.rest] if first.has_rest else [])})
-    table = torch.full((256,), 255, dtype=torch.uint8, device=first.levels.device)
+    values = tuple(sorted({0, *first.sizes, *([first.rest] if first.has_rest else [])}))
+    table = torch.zeros(256, dtype=torch.uint8, device=first.levels.device)
     table[torch.tensor(values, device=table.device)] = torch.arange(len(values), dtype=torch.uint8, device=table.device)
-    bits = _bits(len(values))
-    packed = [_pack_bits(table[branch[layer].levels.int()].flatten(), bits) for branch in branches for layer in layers]
-    shape = (len(branches), len(layers), *(int(n) for n in first.levels.shape[1:]))
-    return AttentionPlans(layers, tuple(values), torch.stack(packed).cpu().numpy(), shape, settings)  # type: ignore[arg-type]
+    levels = torch.stack([plans[layer].levels for layer in layers], 1)
+    packed = _pack_bits(table[levels.int()].flatten(2), _bits(len(values))).cpu().numpy()
+    shape = (1, len(layers), *(int(n) for n in first.levels.shape[1:]))
+    return [AttentionPlans(layers, values, one, shape, settings) for one in packed]  # type: ignore[arg-type]
 
 
-def unpack(stored: AttentionPlans, branch: int, device: torch.device | str = "cpu") -> dict[int, Plan]:
-    """{layer: plan [1, H, nq, nk]} of one branch, unpacked on the device: on a CPU that takes longer than a forward on a GPU."""
+def unpack(stored: Sequence[tuple[AttentionPlans, int]], device: torch.device | str = "cpu") -> dict[int, Plan]:
+    """{layer: plan [B, H, nq, nk]} of B pairs (plans, branch), unpacked on the device: on a CPU that takes longer than a forward on a GPU.
+
+    ValueError for a branch that was not stored, and for plans of different models or settings.
+    """
     from world_r1_kernels.pyramid_attention.plan import Plan
 
-    _, layers, heads, queries, keys = stored.shape
-    values = torch.tensor(stored.values, dtype=torch.uint8, device=device)
-    packed = torch.tensor(stored.packed[branch * layers : (branch + 1) * layers]).to(device)
-    plans: dict[int, Plan] = {}
-    for layer, one in zip(stored.layers, packed, strict=True):
-        codes = _unpack_bits(one, _bits(len(stored.values)), heads * queries * keys)
-        settings: dict[str, Any] = dict(stored.settings)
-        plans[layer] = Plan(levels=values[codes.int()].reshape(1, heads, queries, keys), **settings)
-    return plans
+    first = stored[0][0]
+    _, layers, heads, queries, keys = first.shape
+    for one, branch in stored:
+        if branch >= one.shape[0]:
+            raise ValueError("the rollout was sampled without guidance and is trained with it; model.guidance_scale has changed")
+        if (one.layers, one.values, one.shape[1:], one.settings) != (first.layers, first.values, first.shape[1:], first.settings):
+            raise ValueError("a batch mixes attention plans of different models or settings; one run's rollouts have one kind")
+    packed = np.stack([one.packed[branch * layers : (branch + 1) * layers] for one, branch in stored])
+    codes = _unpack_bits(torch.from_numpy(packed).to(device), _bits(len(first.values)), heads * queries * keys)
+    levels = torch.tensor(first.values, dtype=torch.uint8, device=device)[codes.int()]
+    levels = levels.reshape(len(stored), layers, heads, queries, keys)
+    settings: dict[str, Any] = dict(first.settings)
+    return {layer: Plan(levels=levels[:, i].contiguous(), **settings) for i, layer in enumerate(first.layers)}
 
 
 def _bits(count: int) -> int:
@@ -177,14 +175,16 @@ def _bits(count: int) -> int:
 
 
 def _pack_bits(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """uint8 [..., bytes] of codes [..., n], lowest bits first; the last byte is filled with zeros."""
     per_byte = 8 // bits
-    codes = torch.nn.functional.pad(codes, (0, -len(codes) % per_byte)).reshape(-1, per_byte)
-    packed = codes[:, 0].clone()
+    codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % per_byte)).unflatten(-1, (-1, per_byte))
+    packed = codes[..., 0].clone()
     for place in range(1, per_byte):
-        packed |= codes[:, place] << (bits * place)
+        packed |= codes[..., place] << (bits * place)
     return packed
 
 
 def _unpack_bits(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
+    """uint8 [..., count]: the codes of `_pack_bits`."""
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-    return ((packed[:, None] >> shifts) & (2**bits - 1)).flatten()[:count]
+    return ((packed[..., None] >> shifts) & (2**bits - 1)).flatten(-2)[..., :count]
