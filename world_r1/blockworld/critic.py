@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from world_r1.blockworld.judge_io import as_uint8, fit, load_weights, save_weights
-from world_r1.blockworld.judge_labels import AXES, CLASSES, COLOURS, HALVES
+from world_r1.blockworld.judge_labels import AXES, CLASSES, COLOURS, HALVES, objects_seen
 
 #: Time bins and grid that the words attend to.
 BINS, GRID = 4, (6, 10)
@@ -185,6 +185,9 @@ def _evidence(logits: torch.Tensor) -> torch.Tensor:
 class QualityCritic(nn.Module):
     """At most 1.6 M parameters. Logits inside, `score` and `score_frames` give numbers in 0..1."""
 
+    #: `score` takes the prompts' attributes (`world_r1_rewards.probes.critic`).
+    reads_attributes = True
+
     def __init__(
         self,
         vocabulary: Vocabulary,
@@ -290,16 +293,28 @@ class QualityCritic(nn.Module):
 
     def forward(self, x: torch.Tensor, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits [B] of `quality`, `fidelity` and `camera` for videos [B, 3, T, H, W] in -1..1 and word ids [B, L]."""
+        return self._judge(x, ids)[0]
+
+    def _judge(self, x: torch.Tensor, ids: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """`forward`, and the beliefs it rests on."""
         coarse, y = self.watch(x)
         seen = self.tokens(coarse, y)
-        answers = self.ask(seen, ids, self.beliefs(seen))
-        return {"quality": self.judge_quality(y), "fidelity": answers[:, 0], "camera": answers[:, 1]}
+        beliefs = self.beliefs(seen)
+        answers = self.ask(seen, ids, beliefs)
+        return {"quality": self.judge_quality(y), "fidelity": answers[:, 0], "camera": answers[:, 1]}, beliefs
 
     @torch.inference_mode()
-    def score(self, videos: np.ndarray | torch.Tensor, prompts: Sequence[str], batch: int | None = None) -> dict[str, torch.Tensor]:
+    def score(
+        self,
+        videos: np.ndarray | torch.Tensor,
+        prompts: Sequence[str],
+        batch: int | None = None,
+        attributes: Sequence[Mapping[str, Any]] | None = None,
+    ) -> dict[str, torch.Tensor]:
         """Videos uint8 [B, T, H, W, 3] and their prompts -> float32 [B] in 0..1 on the CPU: `quality`, `fidelity`, `camera`.
 
-        Quality does not read the prompt. `camera` means something only for a prompt with a camera command.
+        Quality does not read the prompt. `camera` means something only for a prompt with a camera command. With the prompts' `attributes`
+        (`captions.attributes`) also `objects`: how surely the objects that they name are there, nan where they name none.
         Raises ValueError for a wrong shape, dtype, fewer than 4 frames, or another number of prompts.
         """
         clips = as_uint8(videos, 5, "videos [B, T, H, W, 3]")
@@ -313,12 +328,11 @@ class QualityCritic(nn.Module):
         parts = []
         for i in range(0, len(clips), batch):
             x = fit(clips[i : i + batch], self.where.device)
-            parts.append(self(x, ids[i : i + batch].to(x.device)))
-        return (
-            {k: torch.cat([p[k] for p in parts]).float().sigmoid().cpu() for k in ("quality", "fidelity", "camera")}
-            if parts
-            else _none(3)
-        )
+            logits, beliefs = self._judge(x, ids[i : i + batch].to(x.device))
+            parts.append({name: value.float().sigmoid().cpu() for name, value in logits.items()})
+            if attributes is not None:
+                parts[-1]["objects"] = objects_seen({k: beliefs[k].cpu() for k in ("count", "colours")}, attributes[i : i + batch])
+        return {k: torch.cat([p[k] for p in parts]) for k in parts[0]} if parts else _none(3)
 
     @torch.inference_mode()
     def score_frames(self, images: np.ndarray | torch.Tensor, prompts: Sequence[str], batch: int = 64) -> dict[str, torch.Tensor]:

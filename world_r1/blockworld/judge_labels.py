@@ -55,6 +55,22 @@ def camera_signs(command: str) -> torch.Tensor:
     return signs
 
 
+def objects_seen(logits: Mapping[str, torch.Tensor], facts: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+    """float32 [B] in 0..1: how surely each video shows the objects that its prompt names; nan where `facts` name none.
+
+    The mean of two probabilities: that of their number, and the geometric mean of those of their colours. `logits` are of the heads
+    `count` [B, classes] and `colours` [B, 10]. Shapes are left out: renders are asked for the dominant object's, and a prompt has none.
+    """
+    number, colours = logits["count"].float().softmax(-1), torch.nn.functional.logsigmoid(logits["colours"].float())
+    seen = torch.full((len(facts),), float("nan"))
+    for i, fact in enumerate(facts):
+        things = [thing for thing in fact.get("objects") or () if isinstance(thing, Mapping) and thing.get("colour") in COLOURS]
+        if 0 < len(things) <= len(CLASSES["count"]):
+            named = [COLOURS.index(colour) for colour in {thing["colour"] for thing in things}]
+            seen[i] = (number[i, len(things) - 1] + colours[i, named].mean().exp()) / 2
+    return seen
+
+
 def surface_table(facts: Sequence[Mapping[str, Any]]) -> torch.Tensor:
     """[B, 4 + K] uint8 index into `SURFACES` of what the ray-caster numbers from -1 (sky) on: sky, floor, ceiling, walls, K objects."""
     table = torch.zeros(len(facts), 4 + scenes.MAX_OBJECTS, dtype=torch.uint8)
