@@ -132,7 +132,8 @@ def _joined(branches: Sequence[AttentionPlans]) -> AttentionPlans | None:
 def pack(plans: dict[int, Plan]) -> list[AttentionPlans]:
     """Each sequence's part of {layer: plan [B, H, nq, nk]} as plain data of one branch. ValueError for padded batches.
 
-    All at once: a batch has hundreds of small maps, and one by one on a GPU they would cost more than the attention they describe.
+    A layer at a time, all sequences at once: small models have hundreds of small maps, which one by one on a GPU would cost more than the
+    attention they describe; large ones have maps of gigabytes in all, which indexing makes eight times as large.
     """
     layers = tuple(sorted(plans))
     first = plans[layers[0]]
@@ -142,8 +143,8 @@ def pack(plans: dict[int, Plan]) -> list[AttentionPlans]:
     values = tuple(sorted({0, *first.sizes, *([first.rest] if first.has_rest else [])}))
     table = torch.zeros(256, dtype=torch.uint8, device=first.levels.device)
     table[torch.tensor(values, device=table.device)] = torch.arange(len(values), dtype=torch.uint8, device=table.device)
-    levels = torch.stack([plans[layer].levels for layer in layers], 1)
-    packed = _pack_bits(table[levels.int()].flatten(2), _bits(len(values))).cpu().numpy()
+    bits = _bits(len(values))
+    packed = torch.stack([_pack_bits(table[plans[layer].levels.int()].flatten(1), bits) for layer in layers], 1).cpu().numpy()
     shape = (1, len(layers), *(int(n) for n in first.levels.shape[1:]))
     return [AttentionPlans(layers, values, one, shape, settings) for one in packed]  # type: ignore[arg-type]
 
@@ -163,11 +164,14 @@ def unpack(stored: Sequence[tuple[AttentionPlans, int]], device: torch.device | 
         if (one.layers, one.values, one.shape[1:], one.settings) != (first.layers, first.values, first.shape[1:], first.settings):
             raise ValueError("a batch mixes attention plans of different models or settings; one run's rollouts have one kind")
     packed = np.stack([one.packed[branch * layers : (branch + 1) * layers] for one, branch in stored])
-    codes = _unpack_bits(torch.from_numpy(packed).to(device), _bits(len(first.values)), heads * queries * keys)
-    levels = torch.tensor(first.values, dtype=torch.uint8, device=device)[codes.int()]
-    levels = levels.reshape(len(stored), layers, heads, queries, keys)
+    on_device = torch.from_numpy(packed).to(device)
+    values = torch.tensor(first.values, dtype=torch.uint8, device=device)
     settings: dict[str, Any] = dict(first.settings)
-    return {layer: Plan(levels=levels[:, i].contiguous(), **settings) for i, layer in enumerate(first.layers)}
+    plans: dict[int, Plan] = {}
+    for i, layer in enumerate(first.layers):
+        codes = _unpack_bits(on_device[:, i], _bits(len(first.values)), heads * queries * keys)
+        plans[layer] = Plan(levels=values[codes.int()].reshape(len(stored), heads, queries, keys), **settings)
+    return plans
 
 
 def _bits(count: int) -> int:

@@ -66,8 +66,7 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan, scale
         values.append(means.repeat_interleave(group, 1))
     shown = torch.cat(seen, -1)
     blind = ~shown.any(-1, keepdim=True)
-    s = (
-        torch.cat(logits, -1).masked_fill(~shown, -math.inf).masked_fill(blind, 0)
-    )  # no row of -inf alone: its gradient is not a number
+    # A row of -inf alone would have a gradient that is not a number.
+    s = torch.cat(logits, -1).masked_fill(~shown, -math.inf).masked_fill(blind, 0)
     out = (torch.softmax(s, -1) @ torch.cat(values, -2)).masked_fill(blind, 0)
     return out, torch.logsumexp(s, -1).masked_fill(blind[..., 0], -math.inf)
