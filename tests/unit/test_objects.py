@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -71,6 +74,27 @@ def test_the_shipped_critic_believes_in_what_is_there(renders: tuple[np.ndarray,
     assert set(given) == {*plain, "objects"}
     for name, value in plain.items():
         assert torch.equal(value, given[name])
+
+
+BELIEFS = """
+import torch
+from world_r1.blockworld.judge_labels import CLASSES, COLOURS, objects_seen
+g = torch.Generator().manual_seed(0)
+logits = {"count": torch.randn(200, len(CLASSES["count"]), generator=g), "colours": torch.randn(200, len(COLOURS), generator=g)}
+things = [{"colour": colour} for colour in COLOURS[:3]]
+print(objects_seen(logits, [{"objects": things}] * 200).double().sum().item().hex())
+"""
+
+
+def test_every_process_adds_in_the_same_order() -> None:
+    """Python's sets of strings have another order in every process; a resumed run must give a clip the reward that it had."""
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", BELIEFS], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("0", "1", "2")
+    }
+    assert len(found) == 1
 
 
 def clip(attributes: dict[str, Any]) -> Clip:

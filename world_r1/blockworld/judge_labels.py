@@ -66,7 +66,8 @@ def objects_seen(logits: Mapping[str, torch.Tensor], facts: Sequence[Mapping[str
     for i, fact in enumerate(facts):
         things = [thing for thing in fact.get("objects") or () if isinstance(thing, Mapping) and thing.get("colour") in COLOURS]
         if 0 < len(things) <= len(CLASSES["count"]):
-            named = [COLOURS.index(colour) for colour in {thing["colour"] for thing in things}]
+            # Sorted: a set of strings has another order in every process, and a sum of floats another value.
+            named = sorted({COLOURS.index(thing["colour"]) for thing in things})
             seen[i] = (number[i, len(things) - 1] + colours[i, named].mean().exp()) / 2
     return seen
 
