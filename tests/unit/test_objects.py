@@ -40,7 +40,8 @@ def test_number_and_colours_by_hand() -> None:
     assert float(found[0]) == pytest.approx((number + seen) / 2)
     assert float(found[1]) == pytest.approx((1 / len(CLASSES["count"]) + 1 / (1 + math.exp(2))) / 2)
     assert math.isnan(float(found[2]))
-    assert math.isnan(float(objects_seen({"count": count[:1], "colours": colours[:1]}, [{}])[0]))
+    for unasked in ({}, {"objects": [thing("red"), thing("turquoise")]}, {"objects": [thing("red")] * (len(CLASSES["count"]) + 1)}):
+        assert math.isnan(float(objects_seen({"count": count[:1], "colours": colours[:1]}, [unasked])[0]))
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def camera_signs(command: str) -> torch.Tensor:
 
 
 def objects_seen(logits: Mapping[str, torch.Tensor], facts: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-    """float32 [B] in 0..1: how surely each video shows the objects that its prompt names; nan where `facts` name none.
+    """float32 [B] in 0..1: how surely each video shows the objects that its prompt names; nan without any, or with unknown ones.
 
     The mean of two probabilities: that of their number, and the geometric mean of those of their colours. `logits` are of the heads
     `count` [B, classes] and `colours` [B, 10]. Shapes are left out: renders are asked for the dominant object's, and a prompt has none.
@@ -64,8 +64,10 @@ def objects_seen(logits: Mapping[str, torch.Tensor], facts: Sequence[Mapping[str
     number, colours = logits["count"].float().softmax(-1), torch.nn.functional.logsigmoid(logits["colours"].float())
     seen = torch.full((len(facts),), float("nan"))
     for i, fact in enumerate(facts):
-        things = [thing for thing in fact.get("objects") or () if isinstance(thing, Mapping) and thing.get("colour") in COLOURS]
-        if 0 < len(things) <= len(CLASSES["count"]):
+        things = list(fact.get("objects") or ())
+        # With an unknown one among them, neither their number nor their colours can be asked.
+        known = all(isinstance(thing, Mapping) and thing.get("colour") in COLOURS for thing in things)
+        if known and 0 < len(things) <= len(CLASSES["count"]):
             # Sorted: a set of strings has another order in every process, and a sum of floats another value.
             named = sorted({COLOURS.index(thing["colour"]) for thing in things})
             seen[i] = (number[i, len(things) - 1] + colours[i, named].mean().exp()) / 2
