@@ -77,20 +77,27 @@ ROWS = (
     ),
     Row(
         "window",
-        "2 trained steps of the first half instead of 24",
-        {"flow": {"window": {"size": 2, "position": "random", "within": 8}}},
+        "the first 4 steps trained instead of 24, one x_T a group",
+        {"flow": {"window": {"size": 4, "position": "first"}}, "noise": {"shared_in_group": True}},
         order=2,
         seconds=0,
     ),
-    Row("few steps", "16 denoising steps instead of 50", {"flow": {"steps": 16}}, order=2, seconds=0),
+    Row("few steps", "8 denoising steps instead of 50", {"flow": {"steps": 8}}, order=2, seconds=0),
+    Row(
+        "dense start",
+        "dense attention at sigma above .95: the first two steps, of which both are trained",
+        {"speed": {"attention": {"dense_above": 0.95}}},
+        order=3,
+        seconds=70,
+    ),
     Row(
         "recommended",
         "fused optimizer, stored latents in bf16",
         {"speed": {"fused_optimizer": True, "latents": "bf16"}},
-        order=2,
+        order=3,
         seconds=0,
     ),
-    Row("whole", "the recommended recipe run whole: two videos sampled, decoded and learned from", whole=True, order=3, seconds=50),
+    Row("whole", "the recommended recipe run whole: two videos sampled, decoded and learned from", whole=True, order=4, seconds=60),
     Row(
         "14B",
         "Wan2.1-14B: one step of two videos, without guidance, 2 denoising steps of which 1 is trained, sparse, every block checkpointed",
@@ -98,10 +105,10 @@ ROWS = (
             "model": {"path": "Wan-AI/Wan2.1-T2V-14B-Diffusers", "guidance_scale": 1.0},
             "flow": {"steps": 2, "window": {"size": 1, "position": "first", "within": None}},
             "algorithm": {"kl": {"beta": 0.0}},
-            "speed": {"compile": False, "checkpoint": 1.0},
+            "speed": {"compile": False, "checkpoint": 1.0, "attention": {"dense_above": None}},
         },
         whole=True,
-        order=4,
+        order=5,
         seconds=60,
         model="Wan-AI/Wan2.1-T2V-14B-Diffusers",
     ),
@@ -214,6 +221,7 @@ def costs_of(found: Mapping[str, Any]) -> dict[str, Any] | None:
     public = done["public"]["pieces"]
     names = ("recommended", "few steps", "window", "sparse", "checkpoint", "compile")
     ours = next((done[name]["pieces"] for name in names if name in done), None)
+    dense = next((done[name]["pieces"] for name in ("checkpoint", "compile") if name in done), None) or (ours or {}).get("dense")
     costs = planning.costs()
     source = f"measured by bench step on {found['device']}, random weights"
     frames, height, width = found["video"]
@@ -224,6 +232,8 @@ def costs_of(found: Mapping[str, Any]) -> dict[str, Any] | None:
         costs["reference"][kind] = {"seconds": public[piece] / branches, "source": source}
         if ours is not None:
             costs["switches"][kind] = {"factor": ours[piece] / public[piece], "source": source}
+            if dense is not None and kind != "decode":
+                costs["switches"][kind]["dense factor"] = dense[piece] / public[piece]
     if ours is not None:
         costs["optimizer"] = {"seconds": ours["optimizer"], "source": source}
     return costs
@@ -255,7 +265,14 @@ def _row(row: Row, tree: Mapping[str, Any], bench: Bench, end: float) -> dict[st
 def _measured(row: Row, config: Config, bench: Bench, end: float) -> dict[str, Any]:
     if row.whole:
         return bench_pieces.whole_step(bench.policy(config), config)
-    return _composed(config, bench.pieces(config, spare=lambda: end - time.perf_counter() > 30))
+
+    def timed(attention: Mapping[str, Any]) -> dict[str, Any]:
+        tree = merged(config.model_dump(mode="json"), {"speed": {"attention": attention}})
+        return bench.pieces(parse(tree, source=f"row {row.name}"), spare=lambda: end - time.perf_counter() > 30)
+
+    pieces = timed({"dense_above": None})
+    mixed = config.speed.attention.kind != "dense" and max(planning.dense_shares(config)) > 0
+    return _composed(config, pieces, timed({"kind": "dense", "dense_above": None}) if mixed else None)
 
 
 def _reason(config: Config, error: Exception) -> str:
@@ -268,32 +285,40 @@ def _reason(config: Config, error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def _composed(config: Config, pieces: Mapping[str, Any]) -> dict[str, Any]:
-    """Pieces times their counts. A reference pass that was not timed counts as one of the rollout."""
+def _composed(config: Config, pieces: Mapping[str, Any], dense: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Pieces times their counts; `dense`: of steps that attend densely. A reference pass not timed counts as one of the rollout."""
     counts = planning.passes(config)
     branches = 1 if config.model.guidance_scale == 1.0 else 2
     videos = config.prompts.groups * config.prompts.group_size
     optimizer = pieces["fused optimizer" if config.speed.fused_optimizer else "optimizer"]
+    other = pieces if dense is None else dense
+    rollouts, updates = planning.dense_shares(config)
+
+    def mean(name: str, share: float) -> float:
+        rest, part = (found.get(name, found["rollout"]) for found in (pieces, other))
+        return float((1.0 - share) * rest + share * part)
+
     video = {
-        "rollout": counts["rollout"] / branches * pieces["rollout"],
+        "rollout": counts["rollout"] / branches * mean("rollout", rollouts),
         "decode": pieces["decode"],
-        "update": counts["trained"] / branches * pieces["trained"]
-        + counts["without gradient"] / branches * pieces.get("reference", pieces["rollout"])
+        "update": counts["trained"] / branches * mean("trained", updates)
+        + counts["without gradient"] / branches * mean("reference", updates)
         + optimizer / videos,
         "publish": pieces["publish"] / videos,
     }
     video["total"] = sum(video.values())
     names = ("default forward", "rollout", "trained", "reference", "decode", "publish")
-    peaks = [pieces[name] for name in ("peak", "decode peak") if pieces.get(name) is not None]
+    peaks = [found[name] for found in (pieces, other) for name in ("peak", "decode peak") if found.get(name) is not None]
+    both = {} if dense is None else {"dense": {name: dense[name] for name in names if name in dense}}
     return {
         "counts": counts,
-        "pieces": {name: pieces[name] for name in names if name in pieces} | {"optimizer": optimizer},
+        "pieces": {name: pieces[name] for name in names if name in pieces} | {"optimizer": optimizer, **both},
         "first calls (s)": pieces["first calls"],
         "checkpointed blocks": pieces["checkpointed"],
         "seconds per video": video,
         "peak GiB": max(peaks) / 2**30 if peaks else None,
         "busy": pieces.get("busy"),
-        **({} if "reference" in pieces else {"note": "reference passes counted as those of the rollout"}),
+        **({} if "reference" in pieces and "reference" in other else {"note": "reference passes counted as those of the rollout"}),
     }
 
 

@@ -119,7 +119,13 @@ def costs(path: Path | None = None) -> dict[str, Any]:
 def work(config: Config, constants: Mapping[str, Any], reward_seconds: float | None = None) -> Work:
     """Count a step of `config`. ValueError for a model whose architecture is not known."""
     counted = passes(config)
-    seconds = {kind: _seconds(config, constants, kind) for kind in ("forward", "forward_backward", "decode")}
+    rollout, trained = dense_shares(config)
+    seconds = {
+        "forward": _seconds(config, constants, "forward", rollout),
+        "forward_backward": _seconds(config, constants, "forward_backward", trained),
+        "decode": _seconds(config, constants, "decode"),
+    }
+    without = _seconds(config, constants, "forward", trained)
     bytes_ = adapter_bytes(config)
     sync, failures = constants["sync"], constants.get("failures", {})
     return Work(
@@ -128,7 +134,7 @@ def work(config: Config, constants: Mapping[str, Any], reward_seconds: float | N
         sample=counted["rollout"] * seconds["forward"],
         decode=seconds["decode"],
         judge=float(constants["reward"]["seconds"]) if reward_seconds is None else reward_seconds,
-        update=counted["trained"] * seconds["forward_backward"] + counted["without gradient"] * seconds["forward"],
+        update=counted["trained"] * seconds["forward_backward"] + counted["without gradient"] * without,
         optimizer=config.algorithm.updates * float(constants["optimizer"]["seconds"]),
         publish=float(sync["seconds"]) + bytes_ / float(sync["bytes_per_second"]),
         gradients=config.algorithm.updates * float(constants["gradients"]["seconds"]),
@@ -153,6 +159,31 @@ def passes(config: Config) -> dict[str, float]:
         others = 1 if settings.kl.beta > 0 or settings.kl.target_nats is not None else 0
     per_update = branches * trained * settings.updates
     return {"rollout": branches * config.flow.steps, "trained": per_update, "without gradient": per_update * others}
+
+
+def dense_shares(config: Config) -> tuple[float, float]:
+    """Shares of the rollout's steps, and of those that an update looks at, whose attention is dense; expected ones where steps are drawn.
+
+    1 and 1 without sparse attention, else the steps with sigma above `speed.attention.dense_above`.
+    """
+    import torch
+
+    from world_r1 import flow
+
+    attention, settings = config.speed.attention, config.flow
+    if attention.kind == "dense":
+        return 1.0, 1.0
+    if attention.dense_above is None:
+        return 0.0, 0.0
+    dense = flow.schedule(settings.steps, settings.shift)[:-1] > attention.dense_above
+    if config.algorithm.name == "diffusion_nft":
+        levels = torch.linspace(config.algorithm.nft_sigma_min, 1.0, 1001)
+        trained = flow.shifted(levels, settings.shift) > attention.dense_above
+    elif settings.window.position == "first":
+        trained = dense[: settings.window.size]
+    else:
+        trained = dense[: min(settings.window.within or settings.steps - 1, settings.steps - 1)]
+    return float(dense.float().mean()), float(trained.float().mean())
 
 
 def flops(path: str, frames: int, height: int, width: int) -> float:
@@ -185,7 +216,8 @@ def adapter_bytes(config: Config) -> float:
     return 4.0 * layers * 2 * width * config.model.lora.rank
 
 
-def _seconds(config: Config, constants: Mapping[str, Any], kind: str) -> float:
+def _seconds(config: Config, constants: Mapping[str, Any], kind: str, dense: float = 0.0) -> float:
+    """Seconds a row, or of decoding a video; `dense` is the share of rows whose attention is dense."""
     reference = constants["reference"]
     video = config.video
     size = (video.frames, video.height, video.width)
@@ -194,9 +226,13 @@ def _seconds(config: Config, constants: Mapping[str, Any], kind: str) -> float:
         scale = math.prod(size) / math.prod(known)
     else:
         scale = flops(config.model.path, *size) / flops(reference["model"], *known)
-    switches = config.speed
-    quick = switches.vae_dtype == "bf16" if kind == "decode" else switches.compile or switches.attention.kind != "dense"
-    return float(reference[kind]["seconds"]) * scale * (float(constants["switches"][kind]["factor"]) if quick else 1.0)
+    speed, switches = config.speed, constants["switches"][kind]
+    if kind == "decode":
+        factor = float(switches["factor"]) if speed.vae_dtype == "bf16" else 1.0
+    else:
+        compiled = float(switches.get("dense factor", 1.0)) if speed.compile else 1.0
+        factor = dense * compiled + (1.0 - dense) * float(switches["factor"])
+    return float(reference[kind]["seconds"]) * scale * factor
 
 
 # The simulator.

@@ -18,7 +18,7 @@ WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("bench") / "rows.json"
-    rows = ["public", "frames", "sparse", "window", "few steps", "recommended", "whole", "14B"]
+    rows = ["public", "frames", "sparse", "window", "few steps", "dense start", "recommended", "whole", "14B"]
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(bench_pieces, "REPEATS", 1)
     result = bench_step.run(WAN, quick=True, rows=rows, out=out)
@@ -30,7 +30,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_rows_count_what_the_recipes_need(found: dict[str, Any]) -> None:
     rows = {row["row"]: row for row in found["rows"]}
     assert rows["public"]["counts"] == {"rollout": 100, "trained": 48, "without gradient": 48}
-    assert rows["few steps"]["counts"] == {"rollout": 32, "trained": 4, "without gradient": 4}
+    assert rows["few steps"]["counts"] == {"rollout": 16, "trained": 8, "without gradient": 8}
     video, pieces = rows["public"]["seconds per video"], rows["public"]["pieces"]
     assert video["rollout"] == pytest.approx(50 * pieces["rollout"])
     assert video["update"] == pytest.approx(24 * (pieces["trained"] + pieces["reference"]) + pieces["optimizer"] / 32)
@@ -38,13 +38,24 @@ def test_rows_count_what_the_recipes_need(found: dict[str, Any]) -> None:
     assert rows["window"]["pieces"] == rows["few steps"]["pieces"], "same settings are timed once"
 
 
+def test_steps_that_attend_densely_are_counted_as_such(found: dict[str, Any]) -> None:
+    """Of 8 steps at shift 3 two are above sigma .95 (1 and .955); both are among the first four, which are trained."""
+    row = next(row for row in found["rows"] if row["row"] == "dense start")
+    video, pieces = row["seconds per video"], row["pieces"]
+    dense = pieces["dense"]
+    assert dense["rollout"] != pieces["rollout"], "timed by itself"
+    assert video["rollout"] == pytest.approx(6 * pieces["rollout"] + 2 * dense["rollout"])
+    passes = [of["trained"] + of["reference"] for of in (pieces, dense)]
+    assert video["update"] == pytest.approx(2 * sum(passes) + pieces["optimizer"] / 32)
+
+
 def test_the_whole_step_is_a_step_of_training(found: dict[str, Any]) -> None:
     whole = next(row for row in found["rows"] if row["row"] == "whole")
     assert whole["ratio at the first update"] == 1.0
     assert whole["seconds per video"]["total"] > 0
     assert whole["stored MB a video"] == pytest.approx(
-        (2 * 2 + 1) * 16 * 3 * 8 * 12 * 2 / 1e6
-    )  # x and x' of two steps, x_0, in bf16
+        (2 * 4 + 1) * 16 * 3 * 8 * 12 * 2 / 1e6
+    )  # x and x' of four steps, x_0, in bf16
     assert whole["plans MB a video"] > 0
 
 
@@ -83,7 +94,7 @@ def test_a_run_that_is_cut_short_keeps_its_pieces_and_goes_on(
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    rows = ["public", "frames", "sparse", "window", "few steps", "recommended", "whole", "14B"]
+    rows = ["public", "frames", "sparse", "window", "few steps", "dense start", "recommended", "whole", "14B"]
     monkeypatch.setattr(bench_pieces, "whole_step", killed)  # everything else is taken from the file
     monkeypatch.setattr(bench_pieces.Bench, "_time_transformer", killed)
     monkeypatch.setattr(bench_pieces.Bench, "_time_decoder", killed)

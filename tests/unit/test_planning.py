@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from world_r1 import planning
+from world_r1.bench_pieces import merged
 from world_r1.config import Config, parse
 from world_r1.planning import Split, Work, arithmetic, best, simulate
 
@@ -56,6 +58,43 @@ def test_passes_follow_the_algorithm() -> None:
     assert planning.passes(config) == {"rollout": 8, "trained": 6, "without gradient": 12}
     plain = parse({"flow": {"steps": 8, "window": {"size": 2}}, "algorithm": {"kl": {"beta": 0.0}}})
     assert planning.passes(plain) == {"rollout": 8, "trained": 2, "without gradient": 0}
+
+
+def test_steps_above_a_sigma_attend_densely() -> None:
+    """Eight steps at shift 3: 1, .955, .9, .833, .75, .643, .5, .3."""
+
+    def shares(flow: dict[str, Any], algorithm: dict[str, Any] | None = None, **attention: Any) -> tuple[float, float]:
+        speed = {"attention": {"kind": "pyramid", **attention}}
+        return planning.dense_shares(
+            parse({"flow": {"steps": 8, "shift": 3.0, **flow}, "speed": speed, "algorithm": algorithm or {}})
+        )
+
+    first = {"window": {"size": 4, "position": "first"}}
+    assert shares(first, dense_above=0.95) == (0.25, 0.5)
+    assert shares(first) == (0.0, 0.0)
+    assert shares(first, kind="dense") == (1.0, 1.0)
+    drawn = {"window": {"size": 2, "position": "random", "within": 5}}
+    assert shares(drawn, dense_above=0.95) == pytest.approx((0.25, 0.4)), "2 of 5 candidates"
+    nft = {"name": "diffusion_nft", "nft_sigma_min": 0.0}  # shifted u > .75 from u > .5 on
+    assert shares(first, nft, dense_above=0.75) == pytest.approx((0.5, 0.5), abs=2e-3)
+
+
+def test_dense_steps_cost_what_the_compiler_alone_leaves() -> None:
+    """With factors of .5 (sparse) and .8 (dense, compiled): a quarter of the rollout and half of the update are dense."""
+    constants = planning.costs()
+    constants["switches"]["forward"] |= {"factor": 0.5, "dense factor": 0.8}
+    constants["switches"]["forward_backward"] |= {"factor": 0.25, "dense factor": 0.75}
+    tree = merged(
+        public().model_dump(mode="json"),
+        {
+            "flow": {"steps": 8, "window": {"size": 4, "position": "first"}},
+            "speed": {"compile": True, "attention": {"kind": "pyramid", "dense_above": 0.95}},
+        },
+    )
+    counted = planning.work(parse(tree), constants)
+    forward, trained = (constants["reference"][kind]["seconds"] for kind in ("forward", "forward_backward"))
+    assert counted.sample == pytest.approx(16 * forward * 0.575)
+    assert counted.update == pytest.approx(8 * trained * 0.5 + 8 * forward * 0.65)
 
 
 def test_flops_and_adapters_by_hand() -> None:
