@@ -169,19 +169,6 @@ def test_the_page_shows_figures_and_their_machine(found: dict[str, Any]) -> None
     assert "random weights" in filled
 
 
-def test_rows_measured_again_stand_in_a_comparison_of_their_own() -> None:
-    rows = [
-        {"row": "public", "pieces": {"trained": 4.0, "decode": 3.0}, "seconds per video": {"total": 200.0}},
-        {"row": "sparse", "pieces": {"rollout": 1.0, "trained": 1.0, "decode": 0.8}, "seconds per video": {"total": 50.0}},
-        {"row": "recommended", "skipped": "not begun"},
-    ]
-    text = performance.again({"rows": rows, "device": "H", "torch": "2", "commit": "c"})
-    assert 'rows "public", "sparse", on H, torch 2, commit c' in text
-    assert "checkpointed default / ours | 2 | 0.5 | 4.00x |" in text
-    assert "VAE decode" not in text, "a line without its other side"
-    assert '(s): "public" 3; "sparse" 0.8.' in text
-
-
 def test_one_number_of_learners_is_compared_with_nothing() -> None:
     row = dict.fromkeys(("start (s)", "rollout (s)", "update (s)", "step (s)", "peak GiB", "videos an hour"), 1.0)
     found = {"model": "M", "device": "H", "torch": "2", "commit": "c", "video": [5, 8, 8], "videos a step": 2}
