@@ -139,6 +139,9 @@ class ClusterConfig(Strict):
     gpus_per_judge: float = Field(0.0, ge=0)
     #: Torch threads in a policy process. Two busy processes with two threads each on two cores were 30 times slower.
     threads: int = Field(1, ge=1)
+    #: How samplers of their own get the learner's weights: through Ray's object store, or by broadcast from device to device (NCCL where
+    #: every policy has a GPU, else gloo). "auto": adapters through the store, all weights of a model by broadcast.
+    weights: Literal["auto", "object_store", "broadcast"] = "auto"
     #: Videos per forward while sampling; null is `optimizer.micro_batch`, so that log-probs are taken again in batches of the same
     #: shape as they were drawn in (another shape may change their last bits).
     sample_batch: int | None = Field(None, ge=1)

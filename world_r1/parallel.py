@@ -6,8 +6,12 @@ take the same step. Micro-batches are the same ones at any number of processes, 
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Iterable, Sequence
+import os
+import socket
+import struct
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -20,6 +24,8 @@ T = TypeVar("T")
 PATIENCE = timedelta(hours=2)
 #: Elements of gradients that are added up at a time.
 BUCKET = 2**26
+#: Linux: the address of a network interface.
+SIOCGIFADDR = 0x8915
 
 
 class Team:
@@ -96,7 +102,7 @@ class Processes(Team):
         for parameter in trained:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        for bucket in _buckets(trained):
+        for bucket in buckets(trained):
             gradients: list[torch.Tensor] = [parameter.grad for parameter in bucket if parameter.grad is not None]
             flat = torch.cat([gradient.flatten().float() for gradient in gradients])
             summed = flat if self.backend == "nccl" else flat.cpu()
@@ -106,13 +112,56 @@ class Processes(Team):
                 gradient.copy_(part.view_as(gradient))
 
 
-def _buckets(parameters: Sequence[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
-    buckets: list[list[torch.nn.Parameter]] = []
+def buckets(parameters: Iterable[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
+    """Parameters in their order, as many together as have BUCKET elements; a larger one alone."""
+    found: list[list[torch.nn.Parameter]] = []
     filled = BUCKET
     for parameter in parameters:
         if filled + parameter.numel() > BUCKET:
-            buckets.append([])
+            found.append([])
             filled = 0
-        buckets[-1].append(parameter)
+        found[-1].append(parameter)
         filled += parameter.numel()
-    return buckets
+    return found
+
+
+def listen(host: str, size: int) -> dist.TCPStore:
+    """Open a store on this machine in which `size` processes of several machines meet; its port is one that is free."""
+    return dist.TCPStore(host, 0, size, is_master=True, wait_for_workers=False)
+
+
+def meet(place: Mapping[str, Any], size: int, host: str, opened: dist.Store | None = None) -> dist.Store:
+    """The store at `place`, {"file": path} on one machine or {"host": ..., "port": ...}, for a process on `host`.
+
+    `opened` is what `listen` gave this process, if it was asked. Tells gloo and NCCL by which network interface they speak.
+    """
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # multicast over NVLink needs rights that containers lack
+    if "file" in place:
+        speak_by("127.0.0.1")
+        return dist.FileStore(place["file"], size)
+    speak_by(host)
+    return opened or dist.TCPStore(place["host"], place["port"], size, is_master=False)
+
+
+def speak_by(address: str) -> None:
+    """Have gloo and NCCL of this process use the network interface with this IPv4 address, unless the environment names one.
+
+    Left to themselves they ask what the host's name resolves to, which on many machines is a loopback address.
+    """
+    name = interface(address)
+    if name is not None:
+        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(variable, name)
+
+
+def interface(address: str) -> str | None:
+    """Name of the network interface with this IPv4 address; None if there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(asking.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()))
+            except OSError:  # it has no IPv4 address
+                continue
+            if socket.inet_ntoa(answer[20:24]) == address:
+                return name
+    return None

@@ -95,7 +95,7 @@ def test_learners_apart_from_samplers(config: Make, alone: tuple[Path, dict[int,
     with Cluster(settings) as cluster:
         rows = take(settings, cluster, tmp_path)
         assert cluster.learners is not None
-        store = Path(cluster.learners.folder) / "store"
+        store = Path(cluster.learners.meeting.folder) / "store"
         assert store.is_file()  # NCCL still meets there when a group of it is first used
     assert not store.exists()
     assert rows == {step: alone[1][step] for step in (1, 2)}

@@ -22,6 +22,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from world_r1.actors.judge import Judges, first_line
 from world_r1.actors.learners import ClusterError, Learners, shares
+from world_r1.actors.publishing import Publishing
 from world_r1.actors.sampler import Receipt, Sampler
 from world_r1.config import Config
 from world_r1.serving.attached import Attached
@@ -91,7 +92,8 @@ class Cluster:
         #: Two: the groups of one step go to the judges while the last verdicts of the step before are waited for.
         self.threads = ThreadPoolExecutor(2, thread_name_prefix="rollout")
         self.started: list[Pending] = []
-        #: The samplers' answers to the last `publish`.
+        #: Where samplers have weights of their own: how they get the learner's, and their answers to the last `publish`.
+        self.publishing: Publishing | None = None
         self.loads: list[ray.ObjectRef] = []
 
     def __enter__(self) -> Cluster:
@@ -144,13 +146,9 @@ class Cluster:
         return self.learners.all("the policy update", "update", advantages, names, list(scored.rollouts))[0]
 
     def publish(self) -> None:
-        """Give the learner's weights to the samplers; nothing to do where they share them.
-
-        An actor answers in the order of the calls, so a rollout that was started before still has the weights of before.
-        """
-        if self.learner is not self.samplers[0]:
-            weights = self.learner.publish.remote()  # a reference: the arrays never come here
-            self.loads = [sampler.load.remote(weights) for sampler in self.samplers]
+        """Give the learner's weights to the samplers; nothing to do where they share them."""
+        if self.publishing is not None:
+            self.loads = self.publishing.publish()
 
     def save(self, directory: Path, step: int) -> Path:
         """Checkpoint of the state after `step` steps."""
@@ -194,6 +192,8 @@ class Cluster:
         self._await_resources(demand, begin)
         self._place()
         self._await_actors(begin)
+        if self.publishing is not None:
+            self.publishing.connect()
         self.publish()
 
     def _connect(self) -> None:
@@ -273,6 +273,7 @@ class Cluster:
             self.samplers = self.learners.leaders
         else:
             self.samplers = [ray.remote(Sampler).options(**options).remote(self.config) for _ in range(settings.samplers)]
+            self.publishing = Publishing(self.config, self.learner, self.samplers, self._call)
         if self.config.rewards.pools:
             self.judges = Attached(self.config.rewards, [PoolClient(name) for name in self.config.rewards.pools])
         self.judges.crew = [self._make_judge() for _ in range(self._judges())]
@@ -318,8 +319,9 @@ class Cluster:
             learners = self.learners.actors if self.learners is not None else []
             for actor in {id(a): a for a in [*learners, *self.samplers]}.values():
                 ray.kill(actor)
-        if self.learners is not None:
-            self.learners.close()
+        for part in (self.learners, self.publishing):
+            if part is not None:
+                part.close()
         self.threads.shutdown(wait=True, cancel_futures=True)
         if self.owned and ray.is_initialized():
             ray.shutdown()
@@ -335,8 +337,10 @@ class Cluster:
     ) -> Scored:
         """Runs beside the driver's thread: hands every sampled group to the judges at once, in whatever order groups arrive."""
         assert self.learners is not None
-        for load in loads:
-            self._get("publishing weights", load)
+        published = list(loads)
+        while published:  # whichever fails first: the others may wait for it
+            (call, *_), published = ray.wait(published)
+            self.learners.fetch("publishing weights", call, published, {})
         pending = {call[0]: g for g, call in enumerate(calls)} | dict.fromkeys(waited.helping, -1)
         receipts: dict[int, Receipt] = {}
         judging: dict[int, list[Future[list[Verdict]]]] = {}

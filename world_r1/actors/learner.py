@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +22,10 @@ class Learner:
     def __init__(self, config: Config, rank: int = 0, world: int = 1) -> None:
         self.config = config
         self.rank, self.world = rank, world
+        #: A store that `listen` opened and that is not met in yet; the one of the learners; the samplers' end of weights by broadcast.
+        self._opened: Any = None
         self._store: Any = None
+        self._channel: Any = None
         self.policy: Any = None
         self.trainer: Any = None
 
@@ -41,27 +43,18 @@ class Learner:
         """The machine's address, by which learners on one machine are told from others."""
         return str(ray.util.get_node_ip_address())
 
-    def listen(self) -> tuple[str, int]:
-        """Open a store for learners on several machines; returns where it listens."""
-        from torch.distributed import TCPStore
+    def listen(self, size: int) -> tuple[str, int]:
+        """Open a store in which `size` processes of several machines will meet; returns where it listens."""
+        from world_r1 import parallel
 
-        host = self.where()
-        self._store = TCPStore(host, 0, self.world, is_master=True, wait_for_workers=False)
-        return host, int(self._store.port)
+        self._opened = parallel.listen(self.where(), size)
+        return self.where(), int(self._opened.port)
 
     def join(self, place: dict[str, Any]) -> None:
         """Connect with the other learners through the store at `place`. ValueError if they do not hold the same weights."""
-        from torch.distributed import FileStore, TCPStore
+        from world_r1.parallel import Processes, meet
 
-        from world_r1.parallel import Processes
-
-        os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # multicast over NVLink needs rights that containers lack
-        if "file" in place:
-            for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-                os.environ.setdefault(variable, "lo")
-            self._store = FileStore(place["file"], self.world)
-        elif self._store is None:
-            self._store = TCPStore(place["host"], place["port"], self.world, is_master=False)
+        self._store, self._opened = meet(place, self.world, self.where(), self._opened), None
         alone = self.policy.device.type == "cuda" and self.config.cluster.gpus_per_policy >= 1
         together = self.config.speed.sequence_parallel
         self.trainer.team = Processes(self.rank, self.world, self._store, "nccl" if alone else "gloo", together)
@@ -96,6 +89,16 @@ class Learner:
         import torch
 
         return torch.cuda.max_memory_allocated() / 2**30 if self.policy.device.type == "cuda" else 0.0
+
+    def open_channel(self, place: dict[str, Any], size: int) -> None:
+        """Meet the `size` - 1 samplers to which weights are broadcast, in the store at `place`. ValueError in those that hold others."""
+        from world_r1.actors.publishing import channel
+
+        self._channel, self._opened = channel(self.config, self.policy, place, 0, size, self._opened), None
+
+    def send(self) -> int:
+        """Broadcast the present weights; returns their version."""
+        return int(self._channel.send(self.trainer.version))
 
     def publish(self) -> Weights:
         """The present weights as numpy arrays, for the samplers."""

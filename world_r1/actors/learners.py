@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
 
 from world_r1.actors.learner import Learner, PolicyWorker
+from world_r1.actors.publishing import Meeting
 from world_r1.config import Config
 from world_r1.types import Prompt
 
@@ -44,8 +42,7 @@ class Learners:
         self.get, self.tick = get, tick
         self.actors = [ray.remote(kind).options(**options).remote(config, rank, count) for rank in range(count)]
         self.band = config.speed.sequence_parallel
-        #: Of the store in which several learners on one machine meet; "" without.
-        self.folder = ""
+        self.meeting = Meeting()
 
     @property
     def names(self) -> dict[str, Any]:
@@ -93,19 +90,13 @@ class Learners:
         """Connect several learners, once they are set up: over loopback where all are on one machine."""
         if len(self.actors) == 1:
             return
+        what = "connecting the learners"
         hosts = self.all("finding the learners", "where")
-        if len(set(hosts)) == 1:
-            # It stays as long as the learners do: NCCL meets in the store at the first call of each of its groups.
-            self.folder = tempfile.mkdtemp(prefix="world-r1-learners-")
-            self.all("connecting the learners", "join", {"file": str(Path(self.folder) / "store")})
-        else:
-            host, port = self.get("connecting the learners", self.actors[0].listen.remote())
-            self.all("connecting the learners", "join", {"host": host, "port": port})
+        self.all(what, "join", self.meeting.place(hosts, lambda: self.get(what, self.actors[0].listen.remote(len(self.actors)))))
 
     def close(self) -> None:
         """Remove what `join` has left, once the learners have ended."""
-        if self.folder:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        self.meeting.close()
 
     def all(self, what: str, method: str, *arguments: Any) -> list[Any]:
         """Call `method` of every learner, and wait for all; the results in the order of ranks.

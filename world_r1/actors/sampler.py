@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+
 from world_r1.config import Config
 from world_r1.serving.items import content_hash
 from world_r1.types import Prompt, Weights
@@ -35,6 +37,7 @@ class Sampler:
         self.config = config
         self.policy = policy
         self.version = 0
+        self._channel: Any = None
 
     def setup(self) -> str:
         """Load the model; a separate call, so that what goes wrong reaches the driver as the error it is. Returns the device."""
@@ -48,6 +51,21 @@ class Sampler:
         """Take over a published version; returns it."""
         self.policy.load_state(weights.state)
         self.version = weights.version
+        return self.version
+
+    def where(self) -> str:
+        """The machine's address."""
+        return str(ray.util.get_node_ip_address())
+
+    def open_channel(self, place: dict[str, Any], rank: int, size: int) -> None:
+        """Meet the learner, whose weights come by broadcast; see `Learner.open_channel`."""
+        from world_r1.actors.publishing import channel
+
+        self._channel = channel(self.config, self.policy, place, rank, size)
+
+    def receive(self) -> int:
+        """Take over the weights that the learner sends; returns their version."""
+        self.version = self._channel.receive()
         return self.version
 
     def sample(self, prompts: Sequence[Prompt], step: int, groups: Sequence[int]) -> tuple[Any, ...]:

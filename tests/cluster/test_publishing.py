@@ -1,0 +1,64 @@
+"""Weights by broadcast against weights through the object store: the same run, and a clear end when a sampler dies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+
+from world_r1 import loop, loop_async
+from world_r1.actors.cluster import Cluster, ClusterError
+from world_r1.config import Config
+from world_r1.prompts import PromptStream
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
+Make = Callable[..., Config]
+APART = {"mode": "disaggregated", "samplers": 2}
+
+
+def take(config: Config, folder: Path) -> tuple[dict[str, torch.Tensor], list[float], bool]:
+    """Run all steps: what the last checkpoint holds, the rewards, and whether weights were broadcast."""
+    rewards: list[float] = []
+    hooks = loop.Hooks(lambda _, row: rewards.append(row["reward"]), lambda _: None, lambda _: None, lambda: "")
+    run = loop_async.run if config.cluster.max_staleness else loop.run
+    with Cluster(config) as cluster:
+        run(config, cluster, PromptStream.of(config), folder, 0, hooks)
+        assert cluster.publishing is not None
+        broadcast, meeting = cluster.publishing.broadcasts, cluster.publishing.meeting.folder
+    assert not meeting or not Path(meeting).exists(), "nothing is left behind"
+    files = sorted((folder / f"step-{config.steps:06d}").glob("*.safetensors"))
+    return {f"{file.stem}/{name}": value for file in files for name, value in load_file(file).items()}, rewards, broadcast
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_whole_models_are_broadcast_and_learn_the_same(config: Make, tmp_path: Path, staleness: int) -> None:
+    """To the last bit, also where samplers are a version behind and take the new one between two rollouts."""
+    found: dict[str, Any] = {}
+    for way in ("auto", "object_store"):
+        cluster = {**APART, "weights": way, "max_staleness": staleness}
+        settings = config(steps=3, save_every=3, keep=9, model={"lora": None}, optimizer={"learning_rate": 1e-3}, cluster=cluster)
+        found[way] = take(settings, tmp_path / way)
+    (one, rewards, broadcast), (other, others, stored) = found["auto"], found["object_store"]
+    assert broadcast and not stored, "auto: adapters through the store, all weights by broadcast"
+    assert rewards == others
+    assert len(set(rewards)) == 3
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_sampler_that_dies_ends_the_run(config: Make) -> None:
+    """The learner then waits for it in a broadcast, and the other sampler for the learner."""
+    settings = config(cluster={**APART, "weights": "broadcast"})
+    with Cluster(settings) as cluster:
+        stream = PromptStream.of(settings)
+        cluster.rollout(0, stream.at(0))
+        ray.kill(cluster.samplers[1])
+        cluster.publish()
+        with pytest.raises(ClusterError, match=r"publishing weights: the process that holds the policy died"):
+            cluster.rollout(1, stream.at(1))

@@ -1,0 +1,86 @@
+"""How the samplers get the learner's weights: through Ray's object store, or by broadcast (`cluster.weights`).
+
+And where actors meet that are to talk without Ray: in a file on one machine, else in a store that one of them opens.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from world_r1.config import Config
+
+if TYPE_CHECKING:
+    from world_r1.policy import Policy
+    from world_r1.weight_sync import Channel
+
+
+class Meeting:
+    """Where processes of a run find each other; `close` once they have ended."""
+
+    def __init__(self) -> None:
+        self.folder = ""
+
+    def place(self, hosts: Sequence[str], listen: Callable[[], tuple[str, int]]) -> dict[str, Any]:
+        """For processes on `hosts`: loopback and a file where all are on one machine, else what `listen` opens on that of the first."""
+        if len(set(hosts)) > 1:
+            host, port = listen()
+            return {"host": host, "port": port}
+        # It stays as long as the processes do: NCCL meets in the store at the first call of each of its groups.
+        self.folder = tempfile.mkdtemp(prefix="world-r1-meeting-")
+        return {"file": str(Path(self.folder) / "store")}
+
+    def close(self) -> None:
+        """Remove what `place` has left."""
+        if self.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Publishing:
+    """From the first learner to samplers of their own. `get(what, call)` waits and raises what went wrong as the driver says it."""
+
+    def __init__(self, config: Config, learner: Any, samplers: Sequence[Any], get: Callable[..., Any]) -> None:
+        self.learner, self.samplers, self.get = learner, samplers, get
+        chosen = config.cluster.weights
+        self.broadcasts = chosen == "broadcast" or (chosen == "auto" and config.model.lora is None)
+        self.meeting = Meeting()
+
+    def connect(self) -> None:
+        """Found the channel, once all are set up; nothing to do without one."""
+        if not self.broadcasts:
+            return
+        what, size = "connecting learner and samplers", 1 + len(self.samplers)
+        hosts = [self.get(what, actor.where.remote()) for actor in (self.learner, *self.samplers)]
+        place = self.meeting.place(hosts, lambda: self.get(what, self.learner.listen.remote(size)))
+        calls = [sampler.open_channel.remote(place, rank, size) for rank, sampler in enumerate(self.samplers, 1)]
+        for call in [*calls, self.learner.open_channel.remote(place, size)]:
+            self.get(what, call)
+
+    def publish(self) -> list[ray.ObjectRef]:
+        """Start giving the present weights to the samplers; the calls that end when they are there.
+
+        An actor answers in the order of the calls, so a rollout that was started before still has the weights of before.
+        """
+        if self.broadcasts:
+            return [self.learner.send.remote(), *(sampler.receive.remote() for sampler in self.samplers)]
+        weights = self.learner.publish.remote()  # a reference: the arrays never come to the driver
+        return [sampler.load.remote(weights) for sampler in self.samplers]
+
+    def close(self) -> None:
+        """Remove what `connect` has left, once the actors have ended."""
+        self.meeting.close()
+
+
+def channel(config: Config, policy: Policy, place: dict[str, Any], rank: int, size: int, opened: Any = None) -> Channel:
+    """This actor's end of a channel of `size` processes that meet at `place`; `opened` is the store there if this one opened it."""
+    from world_r1.parallel import meet
+    from world_r1.weight_sync import Channel
+
+    alone = policy.device.type == "cuda" and config.cluster.gpus_per_policy >= 1
+    store = meet(place, size, str(ray.util.get_node_ip_address()), opened)
+    return Channel(rank, size, store, policy.named_parameters(), "nccl" if alone else "gloo")
