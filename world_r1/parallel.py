@@ -131,13 +131,13 @@ def listen(host: str, size: int) -> dist.TCPStore:
 
 
 def meet(place: Mapping[str, Any], size: int, host: str, opened: dist.Store | None = None) -> dist.Store:
-    """The store at `place`, {"file": path} on one machine or {"host": ..., "port": ...}, for a process on `host`.
+    """The store at `place`, {"file": path, "apart": bool} on one machine or {"host": ..., "port": ...}, for a process on `host`.
 
     `opened` is what `listen` gave this process, if it was asked. Tells gloo and NCCL by which network interface they speak.
     """
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # multicast over NVLink needs rights that containers lack
     if "file" in place:
-        speak_by("127.0.0.1")
+        speak_by(host if place["apart"] else "127.0.0.1")
         return dist.FileStore(place["file"], size)
     speak_by(host)
     return opened or dist.TCPStore(place["host"], place["port"], size, is_master=False)

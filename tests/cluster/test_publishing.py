@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from safetensors.torch import load_file
 
 from world_r1 import loop, loop_async
 from world_r1.actors.cluster import Cluster, ClusterError
+from world_r1.actors.learners import Learners
+from world_r1.actors.publishing import Publishing
 from world_r1.config import Config
 from world_r1.prompts import PromptStream
 
@@ -62,3 +65,29 @@ def test_a_sampler_that_dies_ends_the_run(config: Make) -> None:
         cluster.publish()
         with pytest.raises(ClusterError, match=r"publishing weights: the process that holds the policy died"):
             cluster.rollout(1, stream.at(1))
+
+
+@ray.remote(num_cpus=0)
+class Deaf:
+    """An actor whose channel never opens."""
+
+    def where(self) -> str:
+        return "127.0.0.1"
+
+    def open_channel(self, *_: Any) -> None:
+        time.sleep(60)
+
+
+def test_processes_that_do_not_reach_each_other_are_not_waited_for_without_end(config: Make) -> None:
+    """As when a firewall, or the wrong network interface, is between them: the message says where to look."""
+    settings = config(cluster={**APART, "weights": "broadcast", "timeout": 0.5})
+    ends = [Deaf.remote() for _ in range(3)]  # type: ignore[attr-defined]
+    publishing = Publishing(settings, ends[0], ends[1:], lambda _, call: ray.get(call))
+    with pytest.raises(ClusterError, match=r"connecting learner and samplers: not connected after 0.5 s; .* GLOO_SOCKET_IFNAME"):
+        publishing.connect()
+    publishing.close()
+    learners = Learners(config(cluster={"timeout": 300}), {"num_cpus": 0}, lambda _, call: ray.get(call), 0.1)
+    with pytest.raises(ClusterError, match=r"joining: not connected after 0.5 s"):
+        learners.all("joining", "__ray_call__", lambda _: time.sleep(60), patience=0.5)
+    for actor in (*ends, *learners.actors):
+        ray.kill(actor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from world_r1 import parallel, weight_sync
+from world_r1.actors.publishing import Meeting
 from world_r1.weight_sync import Channel
 
 SHAPES = {"b.weight": (7, 3), "a.bias": (5,), "c.scale": (), "d.weight": (2, 3, 11)}
@@ -75,13 +77,40 @@ def test_the_ends_keep_to_their_roles(tmp_path: Path) -> None:
         sender.receive()
 
 
+def test_where_processes_meet() -> None:
+    """By loopback only where nobody elsewhere will be spoken to, also later: NCCL chooses its interface once in a process."""
+    meeting = Meeting()
+    try:
+        alone = meeting.place(["10.0.0.1", "10.0.0.1"], lambda: ("", 0), ["10.0.0.1"])
+        assert not alone["apart"]
+        assert Path(alone["file"]).parent.is_dir()
+    finally:
+        meeting.close()
+    assert not Path(alone["file"]).parent.exists()
+    meeting = Meeting()
+    assert meeting.place(["10.0.0.1"], lambda: ("", 0), ["10.0.0.2"])["apart"]
+    meeting.close()
+    assert Meeting().place(["10.0.0.1", "10.0.0.2"], lambda: ("10.0.0.1", 7)) == {"host": "10.0.0.1", "port": 7}
+
+
+@pytest.mark.parametrize(("apart", "spoken"), [(False, "127.0.0.1"), (True, "192.0.2.7")])
+def test_a_process_speaks_by_the_address_of_its_node_to_other_machines(
+    apart: bool, spoken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(parallel, "speak_by", said.append)
+    parallel.meet({"file": str(tmp_path / "store"), "apart": apart}, 1, "192.0.2.7")
+    assert said == [spoken]
+    opened = parallel.listen("127.0.0.1", 1)
+    assert parallel.meet({"host": "127.0.0.1", "port": opened.port}, 1, "192.0.2.7", opened) is opened
+    assert said[-1] == "192.0.2.7"
+
+
 def test_the_interface_of_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parallel.interface("127.0.0.1") == "lo"
     assert parallel.interface("192.0.2.1") is None, "an address that no machine has"
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
     monkeypatch.delenv("NCCL_SOCKET_IFNAME", raising=False)
     parallel.speak_by("127.0.0.1")
-    import os
-
     assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7", "what the user says stays"
     assert os.environ["NCCL_SOCKET_IFNAME"] == "lo"

@@ -192,8 +192,6 @@ class Cluster:
         self._await_resources(demand, begin)
         self._place()
         self._await_actors(begin)
-        if self.publishing is not None:
-            self.publishing.connect()
         self.publish()
 
     def _connect(self) -> None:
@@ -306,7 +304,9 @@ class Cluster:
             if pending and time.monotonic() - said > 5.0:
                 said = time.monotonic()
                 self.say(f"waiting for {', '.join(pending.values())} to load")
-        self.learners.join()
+        self.learners.join(self.publishing.hosts() if self.publishing is not None else ())
+        if self.publishing is not None:
+            self.publishing.connect()
         if isinstance(self.judges, Judges):
             self.judges.employ(self.judges.crew)
 

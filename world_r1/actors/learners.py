@@ -9,16 +9,12 @@ from typing import Any
 import ray
 
 from world_r1.actors.learner import Learner, PolicyWorker
-from world_r1.actors.publishing import Meeting
+from world_r1.actors.publishing import ClusterError, Meeting, unconnected
 from world_r1.config import Config
 from world_r1.types import Prompt
 
 #: Seconds in which the death of one learner is waited for after another has failed: its failure is then an echo of that death.
 ECHO = 10.0
-
-
-class ClusterError(RuntimeError):
-    """Ray or an actor could not be started, or died; the message says which, and what to do."""
 
 
 def shares(count: int, samplers: Sequence[Any], together: int) -> list[tuple[Any, list[int]]]:
@@ -43,6 +39,7 @@ class Learners:
         self.actors = [ray.remote(kind).options(**options).remote(config, rank, count) for rank in range(count)]
         self.band = config.speed.sequence_parallel
         self.meeting = Meeting()
+        self.patience = config.cluster.timeout
 
     @property
     def names(self) -> dict[str, Any]:
@@ -86,30 +83,34 @@ class Learners:
         for item in stream:  # noqa: UP028
             yield item
 
-    def join(self) -> None:
-        """Connect several learners, once they are set up: over loopback where all are on one machine."""
+    def join(self, others: Sequence[str] = ()) -> None:
+        """Connect several learners, once they are set up: over loopback where all are on one machine, as are `others` they speak to."""
         if len(self.actors) == 1:
             return
         what = "connecting the learners"
         hosts = self.all("finding the learners", "where")
-        self.all(what, "join", self.meeting.place(hosts, lambda: self.get(what, self.actors[0].listen.remote(len(self.actors)))))
+        place = self.meeting.place(hosts, lambda: self.get(what, self.actors[0].listen.remote(len(self.actors))), others)
+        self.all(what, "join", place, patience=self.patience)
 
     def close(self) -> None:
         """Remove what `join` has left, once the learners have ended."""
         self.meeting.close()
 
-    def all(self, what: str, method: str, *arguments: Any) -> list[Any]:
-        """Call `method` of every learner, and wait for all; the results in the order of ranks.
+    def all(self, what: str, method: str, *arguments: Any, patience: float | None = None) -> list[Any]:
+        """Call `method` of every learner, and wait for all, at most for `patience` seconds; the results in the order of ranks.
 
         Where one has died, the others fail because it is gone: the death is what is raised.
         """
         calls = [getattr(actor, method).remote(*arguments) for actor in self.actors]
         labels = dict(zip(calls, self.names, strict=True))
         found: dict[ray.ObjectRef, Any] = {}
+        begin = time.monotonic()
         while waiting := [call for call in calls if call not in found]:
             ready, _ = ray.wait(waiting, timeout=self.tick)  # in ticks, so that signals are handled
             for call in ready:
                 found[call] = self.fetch(what, call, [other for other in waiting if other != call], labels)
+            if not ready and patience is not None and time.monotonic() - begin > patience:
+                raise ClusterError(unconnected(what, patience))
         return [found[call] for call in calls]
 
     def fetch(self, what: str, call: ray.ObjectRef, others: Sequence[ray.ObjectRef], labels: Mapping[ray.ObjectRef, str]) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,23 @@ if TYPE_CHECKING:
     from world_r1.policy import Policy
     from world_r1.weight_sync import Channel
 
+FINDING, CONNECTING = "finding the samplers", "connecting learner and samplers"
+#: Seconds between looks at signals while waiting.
+TICK = 0.25
+
+
+class ClusterError(RuntimeError):
+    """Ray or an actor could not be started, or died; the message says which, and what to do."""
+
+
+def unconnected(what: str, patience: float) -> str:
+    """What to say of processes that do not reach each other."""
+    return (
+        f"{what}: not connected after {patience:g} s; on several machines they must reach each other's --node-ip-address on any port, by "
+        "the network interface that has it or the one that GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name (docs/cluster.md); raise "
+        "cluster.timeout if they are only slow"
+    )
+
 
 class Meeting:
     """Where processes of a run find each other; `close` once they have ended."""
@@ -26,14 +44,17 @@ class Meeting:
     def __init__(self) -> None:
         self.folder = ""
 
-    def place(self, hosts: Sequence[str], listen: Callable[[], tuple[str, int]]) -> dict[str, Any]:
-        """For processes on `hosts`: loopback and a file where all are on one machine, else what `listen` opens on that of the first."""
+    def place(self, hosts: Sequence[str], listen: Callable[[], tuple[str, int]], others: Sequence[str] = ()) -> dict[str, Any]:
+        """For processes on `hosts`: a file where all are on one machine, else what `listen` opens on that of the first.
+
+        They speak by loopback unless they are on several machines, or will speak to processes on `others` as well ("apart").
+        """
         if len(set(hosts)) > 1:
             host, port = listen()
             return {"host": host, "port": port}
         # It stays as long as the processes do: NCCL meets in the store at the first call of each of its groups.
         self.folder = tempfile.mkdtemp(prefix="world-r1-meeting-")
-        return {"file": str(Path(self.folder) / "store")}
+        return {"file": str(Path(self.folder) / "store"), "apart": bool(set(others) - set(hosts))}
 
     def close(self) -> None:
         """Remove what `place` has left."""
@@ -48,18 +69,28 @@ class Publishing:
         self.learner, self.samplers, self.get = learner, samplers, get
         chosen = config.cluster.weights
         self.broadcasts = chosen == "broadcast" or (chosen == "auto" and config.model.lora is None)
-        self.meeting = Meeting()
+        self.meeting, self.patience = Meeting(), config.cluster.timeout
+
+    def hosts(self) -> list[str]:
+        """The samplers' machines, if weights are broadcast to them."""
+        return [self.get(FINDING, sampler.where.remote()) for sampler in self.samplers] if self.broadcasts else []
 
     def connect(self) -> None:
         """Found the channel, once all are set up; nothing to do without one."""
         if not self.broadcasts:
             return
-        what, size = "connecting learner and samplers", 1 + len(self.samplers)
-        hosts = [self.get(what, actor.where.remote()) for actor in (self.learner, *self.samplers)]
-        place = self.meeting.place(hosts, lambda: self.get(what, self.learner.listen.remote(size)))
+        size = 1 + len(self.samplers)
+        hosts = [self.get(FINDING, self.learner.where.remote()), *self.hosts()]
+        place = self.meeting.place(hosts, lambda: self.get(CONNECTING, self.learner.listen.remote(size)))
         calls = [sampler.open_channel.remote(place, rank, size) for rank, sampler in enumerate(self.samplers, 1)]
-        for call in [*calls, self.learner.open_channel.remote(place, size)]:
-            self.get(what, call)
+        waiting = [*calls, self.learner.open_channel.remote(place, size)]
+        begin = time.monotonic()
+        while waiting:  # whichever fails first: the others would wait for it; in ticks, so that signals are handled
+            ready, waiting = ray.wait(waiting, timeout=TICK)
+            if not ready and time.monotonic() - begin > self.patience:
+                raise ClusterError(unconnected(CONNECTING, self.patience))
+            for call in ready:
+                self.get(CONNECTING, call)
 
     def publish(self) -> list[ray.ObjectRef]:
         """Start giving the present weights to the samplers; the calls that end when they are there.
