@@ -88,6 +88,7 @@ def run(
     found: dict[str, Any] = {"model": model, "quick": quick, "weights": "random", **bench_step._machine(), "rows": []}
     found["video"] = [tree["video"][key] for key in ("frames", "height", "width")]
     found["fsdp"] = fsdp
+    found["recipe"] = _recipe(parse(tree, source="bench scale"))
     found["videos a step"] = tree["prompts"]["groups"] * tree["prompts"]["group_size"]
     shared = {count: min(count, sequence_parallel) for count in counts}
     configs = {
@@ -111,6 +112,17 @@ def run(
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return found
+
+
+def _recipe(config: Config) -> str:
+    """What a step is made of, in words."""
+    guided = "without" if config.model.guidance_scale == 1.0 else "with"
+    dense, _ = planning.dense_shares(config)
+    attention = {0.0: "sparse", 1.0: "dense"}.get(dense, f"sparse but for {dense:.0%} of the steps")
+    blocks = ", every block checkpointed" if config.speed.checkpoint == 1.0 else ""
+    compiled = "compiled" if config.speed.compile else "not compiled"
+    steps = f"{config.flow.steps} denoising steps {guided} guidance, {config.flow.window.size} of them trained"
+    return f"{steps}, {attention}, {compiled}{blocks}"
 
 
 def table(found: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -286,7 +286,10 @@ def _reason(config: Config, error: Exception) -> str:
 
 
 def _composed(config: Config, pieces: Mapping[str, Any], dense: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Pieces times their counts; `dense`: of steps that attend densely. A reference pass not timed counts as one of the rollout."""
+    """Pieces times their counts; `dense`: of a dense model, for steps that attend densely.
+
+    A reference pass that was not timed counts as one of the rollout.
+    """
     counts = planning.passes(config)
     branches = 1 if config.model.guidance_scale == 1.0 else 2
     videos = config.prompts.groups * config.prompts.group_size

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import socket
 import struct
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: How long one process waits for another in a call: it may sample for a long time before it comes. That it died is noticed at once.
@@ -131,15 +133,14 @@ def listen(host: str, size: int) -> dist.TCPStore:
 
 
 def meet(place: Mapping[str, Any], size: int, host: str, opened: dist.Store | None = None) -> dist.Store:
-    """The store at `place`, {"file": path, "apart": bool} on one machine or {"host": ..., "port": ...}, for a process on `host`.
+    """The store at `place`, {"file": path} or {"host": ..., "port": ...}, for a process on `host`; "apart": not all are on one machine.
 
     `opened` is what `listen` gave this process, if it was asked. Tells gloo and NCCL by which network interface they speak.
     """
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # multicast over NVLink needs rights that containers lack
+    speak_by(host if place["apart"] else "127.0.0.1")
     if "file" in place:
-        speak_by(host if place["apart"] else "127.0.0.1")
         return dist.FileStore(place["file"], size)
-    speak_by(host)
     return opened or dist.TCPStore(place["host"], place["port"], size, is_master=False)
 
 
@@ -149,13 +150,15 @@ def speak_by(address: str) -> None:
     Left to themselves they ask what the host's name resolves to, which on many machines is a loopback address.
     """
     name = interface(address)
-    if name is not None:
-        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            os.environ.setdefault(variable, name)
+    if name is None:
+        log.warning("no network interface has %s as its first address; gloo and NCCL choose by themselves", address)
+        return
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # without "=" it is the beginning of a name
 
 
 def interface(address: str) -> str | None:
-    """Name of the network interface with this IPv4 address; None if there is none."""
+    """Name of the network interface whose first IPv4 address this is; None if there is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         for _, name in socket.if_nameindex():
             try:

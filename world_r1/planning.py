@@ -230,8 +230,10 @@ def _seconds(config: Config, constants: Mapping[str, Any], kind: str, dense: flo
     if kind == "decode":
         factor = float(switches["factor"]) if speed.vae_dtype == "bf16" else 1.0
     else:
-        compiled = float(switches.get("dense factor", 1.0)) if speed.compile else 1.0
+        # Not compiled, sparse attention is taken to save the share that it saves of compiled steps.
+        compiled = float(switches.get("dense factor", 1.0))
         factor = dense * compiled + (1.0 - dense) * float(switches["factor"])
+        factor /= 1.0 if speed.compile else compiled
     return float(reference[kind]["seconds"]) * scale * factor
 
 

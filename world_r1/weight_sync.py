@@ -32,12 +32,13 @@ class Channel:
         self.parameters = dict(sorted(parameters.items()))
         own = dist.PrefixStore("weights", store)
         self._agree(own, size)
-        if backend == "nccl":
+        if backend == "nccl":  # it connects with the first broadcast
             options = dist.ProcessGroupNCCL.Options()
             options._timeout = PATIENCE
             self.group: dist.Backend = dist.ProcessGroupNCCL(own, rank, size, options)
         else:
             self.group = dist.ProcessGroupGloo(own, rank, size, PATIENCE)
+        int(self._broadcast(torch.zeros(1, device=self._device())))  # a number on the host: it has arrived
 
     def _agree(self, store: dist.Store, size: int) -> None:
         layout = json.dumps([[name, list(value.shape)] for name, value in self.parameters.items()])

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).parents[2]
 PORT = 6391
@@ -25,11 +26,14 @@ def lacking() -> str:
         return "two hosts need Linux and the command ip (package iproute2)"
     if os.geteuid() != 0:
         return "two hosts need root, to make network namespaces"
-    name = f"wr1probe{os.getpid()}"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
-    if made.returncode:
-        return f"no network namespaces here: {made.stderr.strip()}"
-    subprocess.run(["ip", "netns", "del", name], check=True)
+    name = f"p{os.getpid()}"
+    try:
+        ip("netns", "add", name)
+        ip("link", "add", name, "netns", name, "type", "veth", "peer", "name", f"{name}b", "netns", name)
+    except RuntimeError as error:
+        return f"no network namespaces, or no cables between them, here: {error}"
+    finally:
+        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
     return ""
 
 
@@ -51,6 +55,10 @@ class Hosts:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # A host that says nothing is given up after some 10 s; by Ray's own settings it took a minute.
+            "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_timeout_ms": "2000",
+            "RAY_health_check_failure_threshold": "3",
             "PYTHONPATH": str(ROOT),
         }
 
@@ -63,7 +71,6 @@ class Hosts:
                 ip("link", "set", end, "netns", name)
                 ip("-n", name, "addr", "add", f"{address}/24", "dev", end)
                 ip("-n", name, "link", "set", "lo", "up")
-                ip("-n", name, "link", "set", end, "up")
             self.start(0)
             self.start(1)
         except BaseException:
@@ -83,7 +90,8 @@ class Hosts:
         return f"{self.addresses[0]}:{PORT}"
 
     def start(self, host: int) -> None:
-        """Start the Ray node of a host."""
+        """Start the Ray node of a host, with its cable in."""
+        ip("-n", self.names[host], "link", "set", self.ends[host], "up")
         role = ["--head", f"--port={PORT}", "--include-dashboard=false"] if host == 0 else [f"--address={self.address}"]
         place = [f"--temp-dir={self.folder}/ray"] if host == 0 else []
         size = [f"--num-cpus={self.cpus}", "--object-store-memory=200000000"]
@@ -95,18 +103,19 @@ class Hosts:
     def run(self, host: int, command: list[str], timeout: float) -> str:
         """Run a command on a host; returns its output. RuntimeError with the end of both outputs if it fails."""
         # To files: what a node leaves running in the background would keep a pipe open.
-        with open(self.folder / "out", "w+") as out, open(self.folder / "err", "w+") as err:
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
             done = subprocess.run(
                 ["ip", "netns", "exec", self.names[host], *command],
                 stdout=out, stderr=err, timeout=timeout, env=self.environment, check=False,
             )  # fmt: skip
-            texts = [Path(file.name).read_text(encoding="utf-8") for file in (out, err)]
+            texts = [_whole(file) for file in (out, err)]
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {texts[0][-1500:]} {texts[1][-3000:]}")
         return texts[0]
 
     def kill(self, host: int) -> None:
-        """End everything that runs on a host, as a power cut would."""
+        """End everything that runs on a host, as a power cut would: the cable is out first, so that nobody is told."""
+        subprocess.run(["ip", "-n", self.names[host], "link", "set", self.ends[host], "down"], capture_output=True, check=False)
         for _ in range(50):
             found = subprocess.run(
                 ["ip", "netns", "pids", self.names[host]], capture_output=True, text=True, check=False
@@ -119,6 +128,11 @@ class Hosts:
                 except ProcessLookupError:
                     continue
             time.sleep(0.1)
+
+
+def _whole(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
 
 
 def ip(*arguments: str) -> None:

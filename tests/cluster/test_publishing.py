@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -55,16 +56,23 @@ def test_whole_models_are_broadcast_and_learn_the_same(config: Make, tmp_path: P
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_sampler_that_dies_ends_the_run(config: Make) -> None:
-    """The learner then waits for it in a broadcast, and the other sampler for the learner."""
+@pytest.mark.parametrize("doing", ["rollout", "save", "evaluate"])
+def test_a_sampler_that_dies_ends_the_run(config: Make, tmp_path: Path, doing: str) -> None:
+    """The learner then waits for it in a broadcast, and the other sampler for the learner, and what was asked of either for both."""
     settings = config(cluster={**APART, "weights": "broadcast"})
     with Cluster(settings) as cluster:
         stream = PromptStream.of(settings)
         cluster.rollout(0, stream.at(0))
-        ray.kill(cluster.samplers[1])
+        cluster.samplers[1].__ray_call__.remote(lambda _: time.sleep(600))  # it is not gone, but will never receive
         cluster.publish()
+        work: dict[str, Callable[[], object]] = {
+            "rollout": lambda: cluster.rollout(1, stream.at(1)),
+            "save": lambda: cluster.save(tmp_path, 1),
+            "evaluate": lambda: cluster.evaluate(tmp_path, "average", lambda *_: None),
+        }
+        threading.Timer(2.0, ray.kill, [cluster.samplers[1]]).start()
         with pytest.raises(ClusterError, match=r"publishing weights: the process that holds the policy died"):
-            cluster.rollout(1, stream.at(1))
+            work[doing]()
 
 
 @ray.remote(num_cpus=0)
@@ -72,7 +80,7 @@ class Deaf:
     """An actor whose channel never opens."""
 
     def where(self) -> str:
-        return "127.0.0.1"
+        return str(ray.util.get_node_ip_address())
 
     def open_channel(self, *_: Any) -> None:
         time.sleep(60)
@@ -82,7 +90,7 @@ def test_processes_that_do_not_reach_each_other_are_not_waited_for_without_end(c
     """As when a firewall, or the wrong network interface, is between them: the message says where to look."""
     settings = config(cluster={**APART, "weights": "broadcast", "timeout": 0.5})
     ends = [Deaf.remote() for _ in range(3)]  # type: ignore[attr-defined]
-    publishing = Publishing(settings, ends[0], ends[1:], lambda _, call: ray.get(call))
+    publishing = Publishing(settings, ends[0], ends[1:], lambda _, call: ray.get(call), lambda _, call, *__: ray.get(call))
     with pytest.raises(ClusterError, match=r"connecting learner and samplers: not connected after 0.5 s; .* GLOO_SOCKET_IFNAME"):
         publishing.connect()
     publishing.close()

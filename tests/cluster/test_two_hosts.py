@@ -39,7 +39,7 @@ def found(config: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     if reason := lacking():
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("hosts")
-    with Hosts(cpus=1) as hosts, ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, Hosts(cpus=1) as hosts:  # hosts end first, and with them the program
         apart = {**EACH, "address": hosts.address}
         for name, settings in {"broadcast": whole(config, **apart), "learners": pair(config, learners=2, **apart)}.items():
             (folder / f"{name}.json").write_text(json.dumps(settings.model_dump(mode="json")), encoding="utf-8")

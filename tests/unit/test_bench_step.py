@@ -171,10 +171,33 @@ def test_the_page_shows_figures_and_their_machine(found: dict[str, Any]) -> None
 
 def test_one_number_of_learners_is_compared_with_nothing() -> None:
     row = dict.fromkeys(("start (s)", "rollout (s)", "update (s)", "step (s)", "peak GiB", "videos an hour"), 1.0)
-    found = {"model": "M", "device": "H", "torch": "2", "commit": "c", "video": [5, 8, 8], "videos a step": 2}
-    one = performance.scaled({**found, "rows": [{"learners": 2, **row}]}, "of this", "that")
+    found = {"model": "M", "device": "H", "torch": "2", "commit": "c", "video": [5, 8, 8], "recipe": "of this", "videos a step": 2}
+    one = performance.scaled({**found, "rows": [{"learners": 2, **row}]}, "that")
     assert "2 videos a step (of this), on H, torch 2, commit c; that:" in one
     assert "against" not in one
-    both = performance.scaled({**found, "rows": [{"learners": 1, **row}, {"learners": 2, **row}]}, "", "")
+    both = performance.scaled({**found, "rows": [{"learners": 1, **row}, {"learners": 2, **row}]}, "")
     assert "against" in both
     assert "1.00x" in both
+
+
+def test_goals_name_their_source(found: dict[str, Any]) -> None:
+    """What was measured comes from the benches' files, the rest stands as it was written down; a bench that has not run says so."""
+    text = performance.goals(found, None)
+    rows = {line.split(" | ")[0].lstrip("| "): line for line in text.splitlines()}
+    assert bench_step.bars(found)[0]["ratio"] in rows["1.3B forward, sparse and compiled"]
+    assert "run whole" in rows["GPU seconds a training video, recommended against public"]
+    assert rows["two GPUs against one"] == "| two GPUs against one | 1.9x | - | bench scale, below |"
+    assert all(" | ".join(row) in text for row in performance.ELSEWHERE)
+    assert "-" in performance.goals({"rows": []}, None)
+
+
+def test_the_steps_of_a_scaling_run_are_put_in_words() -> None:
+    from world_r1 import bench_scale
+    from world_r1.config import parse
+
+    tree = {"flow": {"steps": 8, "window": {"size": 4}}, "model": {"guidance_scale": 5.0}}
+    sparse = {"kind": "pyramid", "dense_above": 0.95}
+    said = bench_scale._recipe(parse({**tree, "speed": {"compile": True, "attention": sparse}}))
+    assert said == "8 denoising steps with guidance, 4 of them trained, sparse but for 25% of the steps, compiled"
+    said = bench_scale._recipe(parse({**tree, "model": {"guidance_scale": 1.0}, "speed": {"checkpoint": 1.0}}))
+    assert said == "8 denoising steps without guidance, 4 of them trained, dense, not compiled, every block checkpointed"

@@ -95,6 +95,9 @@ def test_dense_steps_cost_what_the_compiler_alone_leaves() -> None:
     forward, trained = (constants["reference"][kind]["seconds"] for kind in ("forward", "forward_backward"))
     assert counted.sample == pytest.approx(16 * forward * 0.575)
     assert counted.update == pytest.approx(8 * trained * 0.5 + 8 * forward * 0.65)
+    slow = planning.work(parse(merged(tree, {"speed": {"compile": False}})), constants)
+    assert slow.sample == pytest.approx(counted.sample / 0.8), "not compiled"
+    assert slow.update == pytest.approx(8 * trained * 0.5 / 0.75 + 8 * forward * 0.65 / 0.8)
 
 
 def test_flops_and_adapters_by_hand() -> None:

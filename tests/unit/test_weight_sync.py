@@ -78,8 +78,11 @@ def test_the_ends_keep_to_their_roles(tmp_path: Path) -> None:
 
 
 def test_where_processes_meet() -> None:
-    """By loopback only where nobody elsewhere will be spoken to, also later: NCCL chooses its interface once in a process."""
-    meeting = Meeting()
+    """By loopback only where nobody elsewhere will be spoken to, also later: NCCL chooses its interface once in a process.
+
+    In a file only where the driver is: it makes the folder.
+    """
+    meeting = Meeting("10.0.0.1")
     try:
         alone = meeting.place(["10.0.0.1", "10.0.0.1"], lambda: ("", 0), ["10.0.0.1"])
         assert not alone["apart"]
@@ -87,10 +90,15 @@ def test_where_processes_meet() -> None:
     finally:
         meeting.close()
     assert not Path(alone["file"]).parent.exists()
-    meeting = Meeting()
+    meeting = Meeting("10.0.0.1")
     assert meeting.place(["10.0.0.1"], lambda: ("", 0), ["10.0.0.2"])["apart"]
     meeting.close()
-    assert Meeting().place(["10.0.0.1", "10.0.0.2"], lambda: ("10.0.0.1", 7)) == {"host": "10.0.0.1", "port": 7}
+
+    def listen() -> tuple[str, int]:
+        return "10.0.0.1", 7
+
+    assert Meeting("10.0.0.1").place(["10.0.0.1", "10.0.0.2"], listen) == {"host": "10.0.0.1", "port": 7, "apart": True}
+    assert Meeting("10.0.0.9").place(["10.0.0.1", "10.0.0.1"], listen) == {"host": "10.0.0.1", "port": 7, "apart": False}
 
 
 @pytest.mark.parametrize(("apart", "spoken"), [(False, "127.0.0.1"), (True, "192.0.2.7")])
@@ -102,15 +110,18 @@ def test_a_process_speaks_by_the_address_of_its_node_to_other_machines(
     parallel.meet({"file": str(tmp_path / "store"), "apart": apart}, 1, "192.0.2.7")
     assert said == [spoken]
     opened = parallel.listen("127.0.0.1", 1)
-    assert parallel.meet({"host": "127.0.0.1", "port": opened.port}, 1, "192.0.2.7", opened) is opened
-    assert said[-1] == "192.0.2.7"
+    assert parallel.meet({"host": "127.0.0.1", "port": opened.port, "apart": apart}, 1, "192.0.2.7", opened) is opened
+    assert said[-1] == spoken
 
 
-def test_the_interface_of_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_interface_of_an_address(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     assert parallel.interface("127.0.0.1") == "lo"
     assert parallel.interface("192.0.2.1") is None, "an address that no machine has"
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
     monkeypatch.delenv("NCCL_SOCKET_IFNAME", raising=False)
+    parallel.speak_by("192.0.2.1")
+    assert "no network interface has 192.0.2.1" in caplog.text
+    assert "NCCL_SOCKET_IFNAME" not in os.environ
     parallel.speak_by("127.0.0.1")
     assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7", "what the user says stays"
-    assert os.environ["NCCL_SOCKET_IFNAME"] == "lo"
+    assert os.environ["NCCL_SOCKET_IFNAME"] == "=lo", "this one, not one whose name begins so"

@@ -265,13 +265,13 @@ class Cluster:
     def _place(self) -> None:
         settings = self.config.cluster
         options = {"num_cpus": settings.cpus_per_policy, "num_gpus": self._policy_gpus()}
-        self.learners = Learners(self.config, options, self._get, TICK)
+        self.learners = Learners(self.config, options, self._get, TICK, self._check_published)
         self.learner = self.learners.actors[0]
         if settings.mode == "colocated":
             self.samplers = self.learners.leaders
         else:
             self.samplers = [ray.remote(Sampler).options(**options).remote(self.config) for _ in range(settings.samplers)]
-            self.publishing = Publishing(self.config, self.learner, self.samplers, self._call)
+            self.publishing = Publishing(self.config, self.learner, self.samplers, self._call, self.learners.fetch)
         if self.config.rewards.pools:
             self.judges = Attached(self.config.rewards, [PoolClient(name) for name in self.config.rewards.pools])
         self.judges.crew = [self._make_judge() for _ in range(self._judges())]
@@ -380,7 +380,14 @@ class Cluster:
             try:
                 return self._get(what, call, TICK)
             except GetTimeoutError:
-                continue
+                self._check_published()
+
+    def _check_published(self) -> None:
+        """Raise what has gone wrong with the last `publish`: the learner, or a sampler, might wait for the other without end."""
+        if self.learners is not None and self.loads:
+            ready, self.loads = ray.wait(self.loads, num_returns=len(self.loads), timeout=0)
+            for call in ready:
+                self.learners.fetch("publishing weights", call, self.loads, {})
 
     def _get(self, what: str, call: ray.ObjectRef, timeout: float | None = None) -> Any:
         """`ray.get` that raises an actor's own error without Ray's traceback around it."""

@@ -30,12 +30,22 @@ def shares(count: int, samplers: Sequence[Any], together: int) -> list[tuple[Any
 
 
 class Learners:
-    """The learner actors of a run. `get(what, call, timeout)` waits for one call and raises what went wrong as the driver says it."""
+    """The learner actors of a run. `get(what, call, timeout)` waits for one call and raises what went wrong as the driver says it.
 
-    def __init__(self, config: Config, options: Mapping[str, Any], get: Callable[..., Any], tick: float) -> None:
+    `idle` is called now and then while learners are waited for, and raises what would make them wait for ever.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        options: Mapping[str, Any],
+        get: Callable[..., Any],
+        tick: float,
+        idle: Callable[[], None] = lambda: None,
+    ) -> None:
         kind = PolicyWorker if config.cluster.mode == "colocated" else Learner
         count = config.cluster.learners
-        self.get, self.tick = get, tick
+        self.get, self.tick, self.idle = get, tick, idle
         self.actors = [ray.remote(kind).options(**options).remote(config, rank, count) for rank in range(count)]
         self.band = config.speed.sequence_parallel
         self.meeting = Meeting()
@@ -71,17 +81,20 @@ class Learners:
 
     def _beside(self, stream: Any, helping: dict[ray.ObjectRef, str]) -> Iterator[Any]:
         left = list(helping)
-        while left:
+        while True:
             ready, _ = ray.wait([stream, *left], timeout=self.tick)
+            if not ready:
+                self.idle()
             for call in ready:
-                if call is stream:
-                    yield next(stream)
-                else:
+                if call is not stream:
                     left.remove(call)
                     self.fetch("evaluating", call, left, helping)
-        # `yield from` would close Ray's generator, which cannot be closed.
-        for item in stream:  # noqa: UP028
-            yield item
+                    continue
+                try:
+                    item = next(stream)
+                except StopIteration:
+                    return
+                yield item
 
     def join(self, others: Sequence[str] = ()) -> None:
         """Connect several learners, once they are set up: over loopback where all are on one machine, as are `others` they speak to."""
@@ -109,8 +122,10 @@ class Learners:
             ready, _ = ray.wait(waiting, timeout=self.tick)  # in ticks, so that signals are handled
             for call in ready:
                 found[call] = self.fetch(what, call, [other for other in waiting if other != call], labels)
-            if not ready and patience is not None and time.monotonic() - begin > patience:
-                raise ClusterError(unconnected(what, patience))
+            if not ready:
+                self.idle()
+                if patience is not None and time.monotonic() - begin > patience:
+                    raise ClusterError(unconnected(what, patience))
         return [found[call] for call in calls]
 
     def fetch(self, what: str, call: ray.ObjectRef, others: Sequence[ray.ObjectRef], labels: Mapping[ray.ObjectRef, str]) -> Any:

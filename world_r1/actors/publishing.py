@@ -39,22 +39,24 @@ def unconnected(what: str, patience: float) -> str:
 
 
 class Meeting:
-    """Where processes of a run find each other; `close` once they have ended."""
+    """Where processes of a run find each other; `close` once they have ended. `here` is this machine's address, null that of Ray's node."""
 
-    def __init__(self) -> None:
+    def __init__(self, here: str | None = None) -> None:
+        self.here = here or str(ray.util.get_node_ip_address())
         self.folder = ""
 
     def place(self, hosts: Sequence[str], listen: Callable[[], tuple[str, int]], others: Sequence[str] = ()) -> dict[str, Any]:
-        """For processes on `hosts`: a file where all are on one machine, else what `listen` opens on that of the first.
+        """For processes on `hosts`: a file where all are on this machine, else what `listen` opens on that of the first.
 
         They speak by loopback unless they are on several machines, or will speak to processes on `others` as well ("apart").
         """
-        if len(set(hosts)) > 1:
+        apart = len({*hosts, *others}) > 1
+        if set(hosts) != {self.here}:
             host, port = listen()
-            return {"host": host, "port": port}
+            return {"host": host, "port": port, "apart": apart}
         # It stays as long as the processes do: NCCL meets in the store at the first call of each of its groups.
         self.folder = tempfile.mkdtemp(prefix="world-r1-meeting-")
-        return {"file": str(Path(self.folder) / "store"), "apart": bool(set(others) - set(hosts))}
+        return {"file": str(Path(self.folder) / "store"), "apart": apart}
 
     def close(self) -> None:
         """Remove what `place` has left."""
@@ -63,10 +65,16 @@ class Meeting:
 
 
 class Publishing:
-    """From the first learner to samplers of their own. `get(what, call)` waits and raises what went wrong as the driver says it."""
+    """From the first learner to samplers of their own.
 
-    def __init__(self, config: Config, learner: Any, samplers: Sequence[Any], get: Callable[..., Any]) -> None:
-        self.learner, self.samplers, self.get = learner, samplers, get
+    `get(what, call)` waits and raises what went wrong as the driver says it; `fetch(what, call, others, {})` does so for a finished call,
+    and prefers the death of an actor in one of the `others`.
+    """
+
+    def __init__(
+        self, config: Config, learner: Any, samplers: Sequence[Any], get: Callable[..., Any], fetch: Callable[..., Any]
+    ) -> None:
+        self.learner, self.samplers, self.get, self.fetch = learner, samplers, get, fetch
         chosen = config.cluster.weights
         self.broadcasts = chosen == "broadcast" or (chosen == "auto" and config.model.lora is None)
         self.meeting, self.patience = Meeting(), config.cluster.timeout
@@ -90,7 +98,7 @@ class Publishing:
             if not ready and time.monotonic() - begin > self.patience:
                 raise ClusterError(unconnected(CONNECTING, self.patience))
             for call in ready:
-                self.get(CONNECTING, call)
+                self.fetch(CONNECTING, call, waiting, {})
 
     def publish(self) -> list[ray.ObjectRef]:
         """Start giving the present weights to the samplers; the calls that end when they are there.
