@@ -395,11 +395,12 @@ class Cluster:
             return ray.get(call, timeout=timeout)
         except GetTimeoutError:
             raise
-        except RayTaskError as error:
+        except (RayTaskError, RayActorError) as error:
             log.info("%s failed in an actor", what, exc_info=error)
-            raise error.cause from None
-        except RayActorError as error:
-            raise ClusterError(
-                f"{what}: the process that holds the policy died ({first_line(error)}); if memory ran out, lower optimizer.micro_batch or "
+            death = error.cause if isinstance(error, RayTaskError) else error
+            if not isinstance(death, RayActorError):
+                raise death from None
+            raise ClusterError(  # its own, or that of an actor it had asked for something
+                f"{what}: the process that holds the policy died ({first_line(death)}); if memory ran out, lower optimizer.micro_batch or "
                 "cluster.sample_batch; continue from the last checkpoint with --resume"
             ) from error
