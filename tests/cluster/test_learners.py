@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import ray
-import torch
-from safetensors.torch import load_file
 
-from world_r1 import bench_scale, loop
+from tests.cluster.runs import same, take, tensors
+from world_r1 import bench_scale
 from world_r1.actors.cluster import Cluster, ClusterError
 from world_r1.config import Config
 from world_r1.prompts import PromptStream
@@ -25,24 +24,6 @@ WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 #: One trained step a video, so that each of the two micro-batches is one sum of gradients: two sums added in either order are the same
 #: to the last bit. More of them agree to rounding (tests/unit/test_parallel.py).
 ONE = {"window": {"size": 1}}
-
-
-def take(config: Config, cluster: Cluster, folder: Path, start: int = 0) -> dict[int, dict[str, Any]]:
-    """Run the loop; rows by finished steps, without what a clock says."""
-    rows: dict[int, dict[str, Any]] = {}
-    hooks = loop.Hooks(rows.__setitem__, lambda scored: None, lambda step: None, lambda: "")
-    loop.run(config, cluster, PromptStream.of(config), folder, start, hooks)
-    return {step: {k: v for k, v in row.items() if not k.startswith("time/")} for step, row in rows.items()}
-
-
-def tensors(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    """Everything that a checkpoint holds, by "section/name"."""
-    files = sorted((folder / f"step-{step:06d}").glob("*.safetensors"))
-    return {f"{file.stem}/{name}": value for file in files for name, value in load_file(file).items()}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and len(a) > 0 and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.fixture(scope="module")

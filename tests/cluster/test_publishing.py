@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 import ray
-import torch
-from safetensors.torch import load_file
 
-from world_r1 import loop, loop_async
+from tests.cluster.runs import rewards, same, take, tensors
 from world_r1.actors.cluster import Cluster, ClusterError
 from world_r1.actors.learners import Learners
 from world_r1.actors.publishing import Publishing
@@ -25,34 +23,23 @@ Make = Callable[..., Config]
 APART = {"mode": "disaggregated", "samplers": 2}
 
 
-def take(config: Config, folder: Path) -> tuple[dict[str, torch.Tensor], list[float], bool]:
-    """Run all steps: what the last checkpoint holds, the rewards, and whether weights were broadcast."""
-    rewards: list[float] = []
-    hooks = loop.Hooks(lambda _, row: rewards.append(row["reward"]), lambda _: None, lambda _: None, lambda: "")
-    run = loop_async.run if config.cluster.max_staleness else loop.run
-    with Cluster(config) as cluster:
-        run(config, cluster, PromptStream.of(config), folder, 0, hooks)
-        assert cluster.publishing is not None
-        broadcast, meeting = cluster.publishing.broadcasts, cluster.publishing.meeting.folder
-    assert not meeting or not Path(meeting).exists(), "nothing is left behind"
-    files = sorted((folder / f"step-{config.steps:06d}").glob("*.safetensors"))
-    return {f"{file.stem}/{name}": value for file in files for name, value in load_file(file).items()}, rewards, broadcast
-
-
 @pytest.mark.slow
 def test_whole_models_are_broadcast_and_learn_the_same(config: Make, tmp_path: Path) -> None:
     """To the last bit, where samplers are a version behind and take the new one between two rollouts (in step: test_two_hosts)."""
-    found: dict[str, Any] = {}
-    for way in ("auto", "object_store"):
-        cluster = {**APART, "weights": way, "max_staleness": 1}
-        settings = config(steps=3, save_every=3, keep=9, model={"lora": None}, optimizer={"learning_rate": 1e-3}, cluster=cluster)
-        found[way] = take(settings, tmp_path / way)
-    (one, rewards, broadcast), (other, others, stored) = found["auto"], found["object_store"]
-    assert (broadcast, stored) == (True, False), "auto: adapters through the store, all weights by broadcast"
-    assert rewards == others
-    assert len(set(rewards)) == 3
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    checkpoints, found = [], []
+    for way, broadcasts in (("auto", True), ("object_store", False)):  # auto: adapters through the store, all weights by broadcast
+        cluster_ = {**APART, "weights": way, "max_staleness": 1}
+        settings = config(steps=3, save_every=3, keep=9, model={"lora": None}, optimizer={"learning_rate": 1e-3}, cluster=cluster_)
+        with Cluster(settings) as cluster:
+            found.append(rewards(take(settings, cluster, tmp_path / way)))
+            assert cluster.publishing is not None
+            assert cluster.publishing.broadcasts == broadcasts
+            meeting = Path(cluster.publishing.meeting.folder)
+        assert not broadcasts or not meeting.exists(), "nothing is left behind"
+        checkpoints.append(tensors(tmp_path / way, 3))
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 3
+    assert same(*checkpoints)
 
 
 @pytest.mark.parametrize("doing", ["save", "evaluate"])

@@ -12,13 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tests.cluster.hosts import Hosts, lacking
-from world_r1 import loop
+from tests.cluster.runs import rewards, same, take, tensors
 from world_r1.actors.cluster import Cluster
 from world_r1.config import Config
-from world_r1.prompts import PromptStream
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 Make = Callable[..., Config]
@@ -66,37 +64,26 @@ def pair(config: Make, **cluster: Any) -> Config:
 
 def here(settings: Config, folder: Path) -> tuple[dict[str, torch.Tensor], list[float]]:
     """The same run on one host: what the last checkpoint holds, and the rewards."""
-    rewards: list[float] = []
-    hooks = loop.Hooks(lambda _, row: rewards.append(row["reward"]), lambda _: None, lambda _: None, lambda: "")
     with Cluster(settings) as cluster:
-        loop.run(settings, cluster, PromptStream.of(settings), folder, 0, hooks)
-    return tensors(folder), rewards
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    files = sorted((folder / "step-000002").glob("*.safetensors"))
-    return {f"{file.stem}/{name}": value for file in files for name, value in load_file(file).items()}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and len(a) > 0 and all(torch.equal(a[name], b[name]) for name in a)
+        found = rewards(take(settings, cluster, folder))
+    return tensors(folder, 2), found
 
 
 def test_weights_are_broadcast_to_another_host(found: dict[str, Any], config: Make, tmp_path: Path) -> None:
     """Learner and sampler on a host each end with the weights of one host and Ray's object store, to the last bit."""
     assert sorted(found["broadcast"]["hosts"]) == found["addresses"]
     assert found["broadcast"]["broadcasts"]
-    weights, rewards = here(whole(config, weights="object_store"), tmp_path)
-    assert found["broadcast"]["rewards"] == rewards
-    assert same(tensors(found["folder"] / "broadcast"), weights)
+    weights, gained = here(whole(config, weights="object_store"), tmp_path)
+    assert found["broadcast"]["rewards"] == gained
+    assert same(tensors(found["folder"] / "broadcast", 2), weights)
 
 
 def test_learners_on_two_hosts_end_with_the_weights_of_one(found: dict[str, Any], config: Make, tmp_path: Path) -> None:
     """One trained step a video: the sum of two gradients, to the last bit."""
     assert sorted(found["learners"]["hosts"]) == found["addresses"]
-    weights, rewards = here(pair(config), tmp_path)
-    assert found["learners"]["rewards"] == rewards
-    assert same(tensors(found["folder"] / "learners"), weights)
+    weights, gained = here(pair(config), tmp_path)
+    assert found["learners"]["rewards"] == gained
+    assert same(tensors(found["folder"] / "learners", 2), weights)
 
 
 def test_a_host_that_goes_ends_the_run_which_resumes_when_it_is_back(found: dict[str, Any]) -> None:
@@ -104,4 +91,4 @@ def test_a_host_that_goes_ends_the_run_which_resumes_when_it_is_back(found: dict
     assert "--resume" in found["lost"]["error"]
     assert found["lost"]["seconds"] < 60
     assert found["resumed"]["rewards"] == found["broadcast"]["rewards"][1:]
-    assert same(tensors(found["folder"] / "resumed"), tensors(found["folder"] / "broadcast"))
+    assert same(tensors(found["folder"] / "resumed", 2), tensors(found["folder"] / "broadcast", 2))

@@ -16,18 +16,9 @@ import ray
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from world_r1 import loop  # noqa: E402
+from tests.cluster.runs import rewards, take  # noqa: E402
 from world_r1.actors.cluster import Cluster, ClusterError  # noqa: E402
 from world_r1.config import Config, parse  # noqa: E402
-from world_r1.prompts import PromptStream  # noqa: E402
-
-
-def take(config: Config, cluster: Cluster, folder: Path, start: int = 0) -> list[float]:
-    """Run the loop to its end; the rewards."""
-    rewards: list[float] = []
-    hooks = loop.Hooks(lambda _, row: rewards.append(row["reward"]), lambda _: None, lambda _: None, lambda: "")
-    loop.run(config, cluster, PromptStream.of(config), folder, start, hooks)
-    return rewards
 
 
 def where(cluster: Cluster) -> list[str]:
@@ -62,9 +53,9 @@ def main(folder: Path) -> dict[str, Any]:
     with Cluster(broadcast) as cluster:
         assert cluster.publishing is not None
         found["broadcast"] = {"hosts": where(cluster), "broadcasts": cluster.publishing.broadcasts}
-        found["broadcast"]["rewards"] = take(broadcast, cluster, folder / "broadcast")
+        found["broadcast"]["rewards"] = rewards(take(broadcast, cluster, folder / "broadcast"))
     with Cluster(learners) as cluster:
-        found["learners"] = {"hosts": where(cluster), "rewards": take(learners, cluster, folder / "learners")}
+        found["learners"] = {"hosts": where(cluster), "rewards": rewards(take(learners, cluster, folder / "learners"))}
     with Cluster(broadcast) as cluster:
         cluster.restore(folder / "broadcast" / "step-000001")
         waiting_for(folder / "gone", folder / "kill")
@@ -77,7 +68,7 @@ def main(folder: Path) -> dict[str, Any]:
     known_to_be_back(broadcast)
     with Cluster(broadcast) as cluster:
         start_step = cluster.restore(folder / "broadcast" / "step-000001")
-        found["resumed"] = {"rewards": take(broadcast, cluster, folder / "resumed", start=start_step)}
+        found["resumed"] = {"rewards": rewards(take(broadcast, cluster, folder / "resumed", start=start_step))}
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,6 @@ from world_r1.config import parse
 from world_r1.types import Prompt
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-
-
-@pytest.fixture(scope="module")
-def ray_on_gpus() -> Iterator[None]:
-    import ray
-
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, _system_config={"worker_niceness": 0})
-    yield
-    ray.shutdown()
 
 
 def learned(path: Path, learners: int, gpus: float) -> tuple[dict[str, Any], dict[str, float]]:
