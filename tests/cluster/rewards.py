@@ -66,6 +66,19 @@ class Slow(Reward):
         return self.ok(fingerprint(clip))
 
 
+class Told(Reward):
+    """Takes as many seconds a clip as `file` says at that time."""
+
+    name: ClassVar[str] = "tests.cluster.rewards:Told"
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+
+    def score(self, clip: Clip, evidence: Mapping[str, Any]) -> Score:
+        time.sleep(float(self.file.read_text(encoding="utf-8")))
+        return self.ok(fingerprint(clip))
+
+
 class Refuses(Reward):
     """Degenerate for the share of clips whose id ends in one of `suffixes`."""
 
