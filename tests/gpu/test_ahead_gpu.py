@@ -23,7 +23,7 @@ WAN = {
     "dtype": "bf16",
     "guidance_scale": 5.0,
 }
-STEPS, COUNTED = 7, 4
+STEPS, COUNTED = 6, 3
 
 
 def configured(model: dict[str, Any], video: dict[str, int], seconds: Path) -> Config:
