@@ -29,7 +29,8 @@ ELSEWHERE = (
         "the recommended recipe learns, per update",
         "no worse within 95 %",
         "at density .5 with blocks of 16, two seeds, adapters sampled at full cost: reward and three of four held-out 3D metrics "
-        "better, plane sweep no difference found; sampled with the recipe's own switches its plane sweep is behind by .010 and .012 of .05",
+        "better, plane sweep no difference found (together -.005 [-.010, .000] of .05); sampled with the recipe's switches it is behind "
+        "by .010 and .012",
         "embedded model, LOG.md",
     ),
     ("14B at 480p, two GPUs, FSDP2", "runs", "runs, 33 frames", "bench scale, below"),
