@@ -143,11 +143,11 @@ Blockworld on a CPU, four groups of four, one judge whose reward sleeps 24 s a s
 policy waited 0 s of 44, over five steps, one of them after a scheduled checkpoint (before which nothing is started ahead), it was
 busy 97 % of the time (bar 92). On one H200, Wan2.1-1.3B's architecture, 9 frames of 480x832, four videos a step in two groups, one judge
 that takes as long for them as their rollout (`pytest -m gpu -s tests/gpu/test_ahead_gpu.py`, 148bd4e): in three steady steps of 4.2 s
-the loop waited for rewards .03 % of the time. The GPU's own count of time with a kernel running was 89.7 %: none of the rest is waiting
-for rewards; at nine frames kernels are short and not compiled, and Python leaves gaps between them (at 81 frames the profiler finds the
-update 98 % busy, above). With all groups in two forwards (`sample_batch: 48` of 96, one H200, a reward that sleeps half as long again as
-sampling takes) the loop waited .6 s of 1.8 s a step. Since then a rollout starts as soon as the update before the last one
-is done, with the same staleness, so that judging has a whole update and a whole sampling to hide behind at any `sample_batch`: the
+the loop waited for rewards .03 % of the time. The GPU's own count of time with a kernel running was 89.7 %, below the bar. The loop did
+not wait, so that gaps between the short kernels of nine frames, not compiled, are the likely reason; that run was not profiled, and one
+of 81 frames not timed (of its update alone the profiler finds 98 %, above). With all groups in two forwards (`sample_batch: 48` of 96,
+one H200, a reward that sleeps half as long again as sampling takes) the loop waited .6 s of 1.8 s a step. Since then a rollout
+starts as soon as the update before the last one is done, with the same staleness, so that judging has a whole update and a whole sampling to hide behind at any `sample_batch`: the
 loop waits only for judges that take longer than both.
 
 Not built: FSDP2 of a base that is trained itself or has two experts, FSDP2 together with shared tokens, spatial tiles in the decoder
