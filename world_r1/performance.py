@@ -146,9 +146,9 @@ that takes as long for them as their rollout (`pytest -m gpu -s tests/gpu/test_a
 the loop waited for rewards .03 % of the time. The GPU's own count of time with a kernel running was 89.7 %, below the bar. The loop did
 not wait, so that gaps between the short kernels of nine frames, not compiled, are the likely reason; that run was not profiled, and one
 of 81 frames not timed (of its update alone the profiler finds 98 %, above). With all groups in two forwards (`sample_batch: 48` of 96,
-one H200, a reward that sleeps half as long again as sampling takes) the loop waited .6 s of 1.8 s a step. Since then a rollout
-starts as soon as the update before the last one is done, with the same staleness, so that judging has a whole update and a whole sampling to hide behind at any `sample_batch`: the
-loop waits only for judges that take longer than both.
+one H200, a reward that sleeps half as long again as sampling takes) the loop waited .6 s of 1.8 s a step. Since then a rollout starts
+as soon as the update before the last one is done, with the same staleness, so that judging has a whole update and a whole sampling to
+hide behind at any `sample_batch`: the loop waits only for judges that take longer than both.
 
 Not built: FSDP2 of a base that is trained itself or has two experts, FSDP2 together with shared tokens, spatial tiles in the decoder
 (chunks bound the memory).
