@@ -54,8 +54,7 @@ def recipe(reward: dict[str, Any]) -> Config:
         "model.random_weights": "full",
         "model.device": "cuda",
         "rewards": {"rewards": [reward], "batch": 1, "timeout": 400},
-        "prompts.groups": 2,
-        "prompts.group_size": 2,
+        "prompts": {"groups": 2, "group_size": 2},
         "cluster.judges": 1,
         "cluster.sample_batch": 2,
     }
