@@ -78,6 +78,21 @@ class Deaf:
         time.sleep(60)
 
 
+def test_the_death_is_what_is_said_where_its_echo_is_seen_at_the_same_time(config: Make) -> None:
+    """Both calls have failed when the driver looks, and the echo comes first in the list."""
+    cluster = Cluster(config())
+    cluster.learners = Learners(cluster.config, {"num_cpus": 0}, cluster._get, 0.1)
+    living, dead = Deaf.remote(), Deaf.remote()  # type: ignore[attr-defined]
+    ray.get([living.where.remote(), dead.where.remote()])
+    ray.kill(dead)
+    cluster.loads = [living.__ray_call__.remote(lambda _: 1 / 0), dead.where.remote()]
+    ray.wait(cluster.loads, num_returns=2)
+    with pytest.raises(ClusterError, match="publishing weights: the process that holds the policy died"):
+        cluster._check_published()
+    for actor in (living, *cluster.learners.actors):
+        ray.kill(actor)
+
+
 def test_processes_that_do_not_reach_each_other_are_not_waited_for_without_end(config: Make) -> None:
     """As when a firewall, or the wrong network interface, is between them: the message says where to look."""
     settings = config(cluster={**APART, "weights": "broadcast", "timeout": 0.5})

@@ -386,8 +386,8 @@ class Cluster:
         """Raise what has gone wrong with the last `publish`: the learner, or a sampler, might wait for the other without end."""
         if self.learners is not None and self.loads:
             ready, self.loads = ray.wait(self.loads, num_returns=len(self.loads), timeout=0)
-            for call in ready:
-                self.learners.fetch("publishing weights", call, self.loads, {})
+            for call in ready:  # a death may be among those that are ready, behind its echo
+                self.learners.fetch("publishing weights", call, [*ready, *self.loads], {})
 
     def _get(self, what: str, call: ray.ObjectRef, timeout: float | None = None) -> Any:
         """`ray.get` that raises an actor's own error without Ray's traceback around it."""
