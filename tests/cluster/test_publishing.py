@@ -84,8 +84,8 @@ def test_the_death_is_what_is_said_where_its_echo_is_seen_at_the_same_time(confi
     cluster.learners = Learners(cluster.config, {"num_cpus": 0}, cluster._get, 0.1)
     living, dead = Deaf.remote(), Deaf.remote()  # type: ignore[attr-defined]
     ray.get([living.where.remote(), dead.where.remote()])
+    cluster.loads = [living.__ray_call__.remote(lambda _: 1 / 0), dead.open_channel.remote()]
     ray.kill(dead)
-    cluster.loads = [living.__ray_call__.remote(lambda _: 1 / 0), dead.where.remote()]
     ray.wait(cluster.loads, num_returns=2)
     with pytest.raises(ClusterError, match="publishing weights: the process that holds the policy died"):
         cluster._check_published()
