@@ -29,8 +29,8 @@ demo: setup ## Train the embedded world model with 3D rewards and show the repor
 	fi
 	@echo "report: $(CURDIR)/runs/$(NAME)/report.html"
 
-test: setup ## Run the tests in two processes; PYTEST="-k flow" selects, PYTEST="-n 0" takes one.
-	@$(VENV)/bin/pytest -n 2 --dist loadgroup $(PYTEST)
+test: setup ## Run the tests in two processes, which share them by file; PYTEST="-k flow" selects, PYTEST="-n 0" takes one.
+	@$(VENV)/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 check: setup ## Run the linter, the formatter's check and the type checker.
 	@$(VENV)/bin/ruff check .

@@ -16,16 +16,7 @@ if not torch.cuda.is_available():  # kernels then run in Triton's interpreter, w
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-#: Tests of Ray clusters whose driver is mostly a process of its own; together they take about as long as the others of tests/cluster.
-COMMANDS = {"test_command_line", "test_placement", "test_train", "test_two_hosts"}
-
-
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes share the tests by file, for the sake of fixtures; those of Ray clusters are two lots, one cluster for each."""
-    for item in items:
-        lot = "commands" if item.path.stem in COMMANDS else "cluster"
-        item.add_marker(pytest.mark.xdist_group(lot if "cluster" in item.path.parts else item.path.stem))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device; none is visible here")
