@@ -168,7 +168,7 @@ def _check_kernel_inputs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan
         raise ValueError(f"Triton's interpreter computes {q.dtype} wrongly; use float32 or float16 there")
     if not interpreted and q.dtype not in (torch.bfloat16, torch.float16):
         raise ValueError(f"the kernels take bfloat16 or float16, got {q.dtype}; convert, or pass backend='reference'")
-    if not interpreted and plan.block < 64:
+    if plan.block < (16 if interpreted else 64):
         raise ValueError(
             f"the kernels take blocks of 64 or 128 tokens, got {plan.block}; for smaller ones pass backend='masked' or 'reference'"
         )

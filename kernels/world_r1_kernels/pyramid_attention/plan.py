@@ -21,6 +21,13 @@ PYRAMID = (1, 2, 4, 8)
 CORRECTIONS = ("none", "isotropic", "diagonal")
 
 
+
+def check_block(block: int) -> None:
+    """ValueError unless so many tokens make a block."""
+    if not 8 <= block <= 128 or block & (block - 1):
+        raise ValueError(f"block is a power of two from 8 to 128, got {block}")
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """The level of every key block for every query block, and what else the operator must know.
@@ -36,7 +43,7 @@ class Plan:
     block: int = 128
     """Tokens in a query block and in a key block; the last ones may be short."""
     rest: int = 128
-    """Tokens behind one key of an unselected block: `block` (its mean) or a power of two from 16 up."""
+    """Tokens behind one key of an unselected block: `block` (its mean) or a smaller power of two from 16 up."""
     sizes: tuple[int, ...] = PYRAMID
     """Levels that may occur among the selected blocks; the kernels pool to no others."""
     has_rest: bool = True
@@ -60,10 +67,10 @@ class Plan:
                 f"levels hold {tuple(self.levels.shape[2:])} blocks, but {self.q_length} queries and {self.k_length} keys in blocks of "
                 f"{self.block} make {expected}"
             )
-        if self.block < 16 or self.block & (self.block - 1) or self.block > 128:
-            raise ValueError(f"block is a power of two between 16 and 128, got {self.block}")
-        if self.rest < 16 or self.rest & (self.rest - 1) or self.rest > self.block:
-            raise ValueError(f"rest is a power of two from 16 to the block's {self.block} tokens, got {self.rest}")
+        check_block(self.block)
+        least = min(16, self.block)
+        if self.rest < least or self.rest & (self.rest - 1) or self.rest > self.block:
+            raise ValueError(f"rest is a power of two from {least} to the block's {self.block} tokens, got {self.rest}")
         if not {1} <= set(self.sizes) <= set(PYRAMID):
             raise ValueError(f"sizes are of {PYRAMID} and 1 is among them, got {self.sizes}")
         if self.everywhere and not self.has_rest:

@@ -27,7 +27,7 @@ from world_r1_kernels.pyramid_attention.allocate import (
     longest_prefix,
     top,
 )
-from world_r1_kernels.pyramid_attention.plan import CORRECTIONS, PYRAMID, Plan, blocks
+from world_r1_kernels.pyramid_attention.plan import CORRECTIONS, PYRAMID, Plan, blocks, check_block
 from world_r1_kernels.pyramid_attention.reference import pool
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class PyramidConfig:
             raise ValueError(f"correction is one of {', '.join(CORRECTIONS)}, got {self.correction!r}")
         if 1 not in self.levels or not set(self.levels) <= set(PYRAMID):
             raise ValueError(f"levels are of {PYRAMID} and 1 is among them, got {self.levels}")
+        check_block(self.block)
         if self.rest is not None and self.rest > self.block:
             raise ValueError(f"a rest token stands for at most a block's {self.block} tokens, got rest={self.rest}")
         if not set(self.similarity) <= {2, 4, 8}:
@@ -130,11 +131,13 @@ def _fast(q: torch.Tensor, config: PyramidConfig, backend: str) -> bool:
     width = q.shape[-1]
     interpreted = q.device.type != "cuda"
     able = config.allocation != "top_p" and tuple(config.levels) == (1,) and width >= 16 and width & (width - 1) == 0
+    able = able and config.block >= 16
     able = able and (q.dtype in (torch.bfloat16, torch.float16) or (interpreted and q.dtype == torch.float32))
     if backend == "triton" and not able:
         raise ValueError(
-            "the selection kernels know 'budget' and 'quota' with levels=(1,), head widths that are powers of two and 16-bit tensors; "
-            f"got {config.allocation!r}, {config.levels}, {width} and {q.dtype}: use backend='reference'"
+            "the selection kernels know 'budget' and 'quota' with levels=(1,), blocks of 16 tokens or more, head widths that are powers of "
+            f"two and 16-bit tensors; got {config.allocation!r}, {config.levels}, {config.block}, {width} and {q.dtype}: use "
+            "backend='reference'"
         )
     return able
 
