@@ -47,16 +47,15 @@ def known_to_be_back(config: Config) -> None:
 
 
 def main(folder: Path) -> dict[str, Any]:
-    """Weights by broadcast; two learners; a host that goes in the middle of a run, and comes back for its resumption."""
+    """Two learners; weights by broadcast; a host that goes in the middle of that run, and comes back for its resumption."""
     broadcast, learners = (parse(json.loads((folder / f"{name}.json").read_text())) for name in ("broadcast", "learners"))
     found: dict[str, Any] = {}
+    with Cluster(learners) as cluster:
+        found["learners"] = {"hosts": where(cluster), "rewards": rewards(take(learners, cluster, folder / "learners"))}
     with Cluster(broadcast) as cluster:
         assert cluster.publishing is not None
         found["broadcast"] = {"hosts": where(cluster), "broadcasts": cluster.publishing.broadcasts}
         found["broadcast"]["rewards"] = rewards(take(broadcast, cluster, folder / "broadcast"))
-    with Cluster(learners) as cluster:
-        found["learners"] = {"hosts": where(cluster), "rewards": rewards(take(learners, cluster, folder / "learners"))}
-    with Cluster(broadcast) as cluster:
         cluster.restore(folder / "broadcast" / "step-000001")
         waiting_for(folder / "gone", folder / "kill")
         start = time.monotonic()

@@ -44,6 +44,8 @@ def test_every_level_at_once(n_q: int, n_k: int, kv_heads: int, correction: str)
         {"causal": True, "levels": (1, 4), "block": 32},
         {"dense": ((-9, 0),), "rest": 16, "block": 64},
         {"allocation": "top_p", "top_p": {1: 0.5, 2: 0.9}, "levels": (1, 2)},
+        {"block": 8},
+        {"block": 8, "causal": True, "levels": (1, 2, 4, 8)},
     ],
 )
 @pytest.mark.parametrize("lengths", [None, (77, 40)])

@@ -54,19 +54,19 @@ def test_every_plan_is_legal_and_counts_no_token_twice(
 
 
 @settings(max_examples=30, deadline=None)
-@given(n=st.integers(600, 1500), density=st.floats(0.15, 1.0), levels=LEVELS)
-def test_a_budget_is_spent_to_the_last_block_in_every_head(n: int, density: float, levels: tuple[int, ...]) -> None:
-    plan = make_plan(*inputs(n, n), PyramidConfig(density=density, levels=levels, block=32))
-    one_block = 32 * 32 / n**2
+@given(n=st.integers(600, 1500), density=st.floats(0.15, 1.0), levels=LEVELS, block=st.sampled_from([8, 32]))
+def test_a_budget_is_spent_to_the_last_block_in_every_head(n: int, density: float, levels: tuple[int, ...], block: int) -> None:
+    plan = make_plan(*inputs(n, n), PyramidConfig(density=density, levels=levels, block=block))
+    one_block = block * block / n**2
     assert (plan.density_per_head <= density + 1e-12).all()
     assert (plan.density_per_head > density - one_block).all(), plan.density_per_head
 
 
 @settings(max_examples=20, deadline=None)
-@given(n_q=st.integers(20, 300), n_k=st.integers(20, 300), causal=st.booleans())
-def test_importance_is_a_distribution(n_q: int, n_k: int, causal: bool) -> None:
+@given(n_q=st.integers(20, 300), n_k=st.integers(20, 300), causal=st.booleans(), block=st.sampled_from([8, 32]))
+def test_importance_is_a_distribution(n_q: int, n_k: int, causal: bool, block: int) -> None:
     n_q = n_k if causal else n_q
-    mass = importance(*inputs(n_q, n_k), 32, causal=causal)
+    mass = importance(*inputs(n_q, n_k), block, causal=causal)
     torch.testing.assert_close(mass.sum(-1), torch.ones(mass.shape[:-1]))
     if causal:
         assert torch.triu(mass, 1).abs().max() == 0
@@ -145,6 +145,9 @@ def test_density_counts_what_is_computed() -> None:
         ({"levels": (2, 4)}, "levels"),
         ({"correction": "full"}, "correction"),
         ({"similarity": {16: 0.5}}, "similarity"),
+        ({"block": 4}, "block is a power of two from 8 to 128, got 4"),
+        ({"block": 48}, "block is a power of two"),
+        ({"rest": 16, "block": 8}, "rest=16"),
         ({"allocation": "top_p", "levels": (1, 2), "top_p": {1: 0.9, 2: 0.5}}, "top_p"),
     ],
 )
@@ -159,6 +162,12 @@ def test_illegal_plans_are_refused() -> None:
         Plan(ones.int(), 32, 32, 16, 16)
     with pytest.raises(ValueError, match="make"):
         Plan(ones, 48, 32, 16, 16)
+    with pytest.raises(ValueError, match="block is a power of two"):
+        Plan(ones, 8, 8, 4, 4)
+    with pytest.raises(ValueError, match="rest is a power of two from 8 to the block's 8 tokens, got 4"):
+        Plan(ones, 16, 16, 8, 4)
+    with pytest.raises(ValueError, match="rest is a power of two from 16 to the block's 64 tokens, got 8"):
+        Plan(ones, 128, 128, 64, 8)
     with pytest.raises(ValueError, match="levels must be one of"):
         Plan(3 * ones, 32, 32, 16, 16).check()
     with pytest.raises(ValueError, match="after the query's own"):

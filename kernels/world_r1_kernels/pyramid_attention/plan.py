@@ -21,7 +21,6 @@ PYRAMID = (1, 2, 4, 8)
 CORRECTIONS = ("none", "isotropic", "diagonal")
 
 
-
 def check_block(block: int) -> None:
     """ValueError unless so many tokens make a block."""
     if not 8 <= block <= 128 or block & (block - 1):
