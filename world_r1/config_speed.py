@@ -22,8 +22,8 @@ class AttentionConfig(Strict):
     density: float = Field(0.15, gt=0, le=1)
     #: Resolutions of selected blocks, of 1, 2, 4, 8.
     levels: tuple[int, ...] = (1,)
-    #: Tokens in a block, a power of two; below 64 for short sequences alone, with `backend: masked`.
-    block: int = Field(128, ge=8, le=128)
+    #: Tokens in a block; fewer than 64 for short sequences alone, with `backend: masked`.
+    block: Literal[8, 16, 32, 64, 128] = 128
     #: Order of the tokens: which of them share a block.
     order: str = "tiles"
     #: Layers that stay dense; negative ones count from the end.

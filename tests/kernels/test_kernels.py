@@ -234,6 +234,8 @@ def test_bad_input_is_refused() -> None:
     for complaint, tensors, options in cases:
         with pytest.raises(ValueError, match=complaint):
             pyramid_attention(*tensors, plan, **{"backend": "triton", **options})
+    with pytest.raises(ValueError, match="blocks of 64 or 128 tokens, got 8"):
+        pyramid_attention(q, k, v, make_plan(q, k, PyramidConfig(block=8)), backend="triton")
 
 
 def test_falling_back_is_never_silent() -> None:

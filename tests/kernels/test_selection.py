@@ -82,6 +82,8 @@ def test_padded_batches_and_what_the_kernels_do_not_know() -> None:
     assert (plan.levels != expected.levels).float().mean() < 2e-3
     with pytest.raises(ValueError, match="use backend='reference'"):
         make_plan(q, k, PyramidConfig(levels=(1, 2), block=32), backend="triton")
+    with pytest.raises(ValueError, match="blocks of 16 tokens or more"):
+        make_plan(q, k, PyramidConfig(block=8), backend="triton")
     with pytest.raises(ValueError, match="backend is one of"):
         make_plan(q, k, config, backend="cuda")
 
